@@ -1,0 +1,205 @@
+"""Shipped weights: load them, re-train them, measure them.
+
+Weights lie in ``ddmlib/weights/NAME.safetensors`` beside a card ``NAME.json`` that says how they were made
+and how good they are.  `recipes` holds the settings; ``python -m ddmlib`` is the command line.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddmlib import checks, datasets, networks, recipes, schedules, training
+from ddmlib.denoisers import NetworkDenoiser
+from ddmlib.recipes import RECIPES, Recipe
+
+WEIGHTS = Path(str(resources.files("ddmlib") / "weights"))
+
+
+def names() -> list[str]:
+    """Return the names of all weights that can be trained; shipped ones have a card."""
+    return sorted(RECIPES)
+
+
+def card(name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return the card of shipped weights.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    RuntimeError
+        If the weights are known but not there.
+    """
+    checks.choice("name", name, RECIPES)
+    path = (folder or WEIGHTS) / f"{name}.json"
+    if not path.exists():
+        raise RuntimeError(f"{path.name} is not there; train it: python -m ddmlib train {name}")
+    return json.loads(path.read_text())
+
+
+def build(settings: dict[str, Any]) -> nn.Module:
+    """Return the untrained module that the ``model`` entry of a card describes."""
+    network = networks.from_settings(settings["network"], settings["network_settings"])
+    if settings["kind"] == "network":
+        return network
+    schedule = schedules.by_name(settings["schedule"], **settings["schedule_settings"])
+    standardizer = datasets.Standardizer(
+        torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+    )
+    head, ratios = settings["head"], settings["ratios"]
+    return NetworkDenoiser(network, schedule, standardizer, head, (ratios[0], ratios[1]))
+
+
+def load(
+    name: str, device: torch.device | str | None = None, folder: Path | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Load shipped weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    device : optional
+        Default: CUDA when there is one, else the CPU.
+    folder : Path, optional
+        Where the weights lie; default: in the package.
+
+    Returns
+    -------
+    The denoiser (or plain network) in evaluation mode without gradients, and its card.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    RuntimeError
+        If the file is missing, truncated, foreign, or does not fit its card.
+    """
+    details = card(name, folder)
+    path = (folder or WEIGHTS) / f"{name}.safetensors"
+    if not path.exists():
+        raise RuntimeError(f"{path.name} is not there; train it: python -m ddmlib train {name}")
+    module = build(details["model"])
+    tensors, _ = training.load_tensors(path)
+    training.assign(module, {k: v.float() for k, v in tensors.items()}, path.name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return module.to(device).eval().requires_grad_(False), details
+
+
+def train(
+    name: str,
+    *,
+    budget: str = "default",
+    device: torch.device | str | None = None,
+    folder: Path | None = None,
+    checkpoint: Path | None = None,
+    report: Callable[[training.Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Train weights from scratch, write them and their card (without metrics: see `measure`).
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    budget : str
+        "default" (what the shipped file was made with), "full" (the paper's scale) or "smoke"
+        (seconds, for tests).
+    device : optional
+        Default: CUDA when there is one.
+    folder, checkpoint : Path, optional
+        Where to write; a checkpoint makes the training resumable.
+    report : callable, optional
+        Called with each progress record.
+
+    Returns
+    -------
+    The card.
+    """
+    recipe = RECIPES[checks.choice("name", name, RECIPES)]
+    checks.choice("budget", budget, recipes.BUDGETS)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = folder or WEIGHTS
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
+    module = build(recipe.model).to(device)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    settings = dict(recipe.budgets[budget])
+    loss = recipe.loss(module, settings, device)
+    average = training.Average(module, recipe.decay) if recipe.decay else None
+    start = time.perf_counter()
+    for progress in training.fit(
+        module,
+        loss,
+        steps=settings["steps"],
+        lr=recipe.lr,
+        warmup=settings["steps"] // 100,
+        generator=generator,
+        average=average,
+        samples_per_step=settings["batch"],
+        report_every=max(1, settings["steps"] // 100),
+        checkpoint=checkpoint,
+    ):
+        if report is not None:
+            report(progress)
+    seconds = time.perf_counter() - start
+    trained = average.module if average is not None else module
+    details = {
+        "name": name,
+        "description": recipe.description,
+        "command": f"python -m ddmlib train {name} --budget {budget}",
+        "model": recipe.model,
+        "training": settings
+        | {"lr": recipe.lr, "lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
+        | {"final_loss": round(progress.loss, 6)},
+        "made_on": {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "minutes": round(seconds / 60, 1),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+        "metrics": {},
+    }
+    training.save_tensors(folder / f"{name}.safetensors", trained.state_dict(), {"name": name})
+    write_card(details, folder)
+    return details
+
+
+def write_card(details: dict[str, Any], folder: Path | None = None) -> None:
+    """Write a card beside its weights, atomically."""
+    path = (folder or WEIGHTS) / f"{details['name']}.json"
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(details, indent=1) + "\n")
+    partial.replace(path)
+
+
+def measure(
+    name: str,
+    samples: int | None = None,
+    *,
+    device: torch.device | str | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Measure weights as their card does.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    samples : int, optional
+        Generated states; default: the full number of the recipe (1 048 576 for the main weights).
+
+    Returns
+    -------
+    dict of metric to value, floors beside them.
+    """
+    recipe: Recipe = RECIPES[checks.choice("name", name, RECIPES)]
+    model, _ = load(name, device, folder)
+    return recipe.measure(model, samples or recipe.samples)

@@ -1,0 +1,180 @@
+"""Recipes of the shipped weights: data, network, training settings, and what is measured.
+
+F24's models (Finn et al. 2024) are noise, state or velocity heads under the cosine or the linear schedule;
+here each is trained at one small budget, with two seeds.  The main weights have a budget of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddmlib import datasets, metrics, noise, sampling, schedules, training
+
+BUDGETS = ("default", "full", "smoke")
+DT, TRAJECTORIES, LENGTH = 0.01, 4096, 4096
+TRAIN_SEED, TEST_SEED = 1, 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one weight file is made and measured."""
+
+    description: str
+    model: dict[str, Any]
+    loss: Callable[[Any, dict[str, Any], torch.device], training.Loss]
+    measure: Callable[[Any, int], dict[str, Any]]
+    samples: int
+    budgets: dict[str, dict[str, Any]]
+    lr: float = 1e-3
+    decay: float = 0.999
+    seed: int = 0
+
+
+def training_states(settings: dict[str, Any], device: torch.device) -> Tensor:
+    """Return the standardised training states (n, 3) of Lorenz 63."""
+    shape = settings["trajectories"], settings["length"]
+    x = datasets.lorenz63(*shape, dt=DT, seed=TRAIN_SEED, device=device)
+    return datasets.LORENZ63(x).reshape(-1, 3)
+
+
+def denoising(denoiser: Any, settings: dict[str, Any], device: torch.device) -> training.Loss:
+    """Return the denoising loss on Lorenz-63 states."""
+    if "ratios" in settings:  # log-uniform noise levels, whatever schedule the denoiser ships with
+        denoiser = denoiser.with_schedule(schedules.LogLinear(*settings["ratios"]))
+    return training.denoising_batches(
+        denoiser,
+        training_states(settings, device),
+        batch=settings["batch"],
+        groups=settings["groups"],
+        levels=settings.get("levels"),
+    )
+
+
+def increments(network: nn.Module, settings: dict[str, Any], device: torch.device) -> training.Loss:
+    """Return the loss of a surrogate: predict x(t + 0.1) - x(t) from x(t), standardised units."""
+    shape = settings["trajectories"], settings["length"]
+    x = datasets.LORENZ63(datasets.lorenz63(*shape, dt=DT, seed=TRAIN_SEED, device=device))
+    start, end = x[:, :-10].reshape(-1, 3), x[:, 10:].reshape(-1, 3)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        on = {"generator": generator, "device": generator.device}
+        index = torch.randint(len(start), (settings["batch"],), **on).to(start.device)
+        return nn.functional.mse_loss(network(start[index]), end[index] - start[index])
+
+    return loss
+
+
+def test_states(device: torch.device | str | None = None) -> Tensor:
+    """Return the standardised test states, shape (4096, 4096, 3): 16.8M of them."""
+    x = datasets.lorenz63(TRAJECTORIES, LENGTH, dt=DT, seed=TEST_SEED, device=device)
+    return datasets.LORENZ63(x)
+
+
+def measure_states(denoiser: Any, samples: int) -> dict[str, Any]:
+    """Measure a denoiser of Lorenz-63 states as F24 does, each distance with its floor.
+
+    Generated states come from 49 evaluations a sample (25 Heun steps, log-SNR grid).
+    """
+    raise NotImplementedError
+
+
+def measure_increments(network: nn.Module, samples: int) -> dict[str, Any]:
+    """Measure the root-mean-square error of the increment on test states, standardised units."""
+    device = next(network.parameters()).device
+    x = datasets.LORENZ63(
+        datasets.lorenz63(TRAJECTORIES, max(11, samples // TRAJECTORIES + 10), seed=TEST_SEED)
+    ).to(device)
+    start, end = x[:, :-10].reshape(-1, 3), x[:, 10:].reshape(-1, 3)
+    error = [
+        (network(a) - (b - a)).square().mean(-1)
+        for a, b in zip(start.split(2**16), end.split(2**16), strict=True)
+    ]
+    return {
+        "samples": len(start),
+        "rmse": round(float(torch.cat(error).mean().sqrt()), 5),
+        "rms_of_the_increment": round(float((end - start).square().mean().sqrt()), 5),
+    }
+
+
+MEAN_STD = {
+    "mean": [round(v, 4) for v in datasets.LORENZ63.mean.tolist()],
+    "std": [round(v, 4) for v in datasets.LORENZ63.std.tolist()],
+}
+
+
+def _denoiser(head: str, schedule: str, ratios: tuple[float, float], **network: Any) -> dict:
+    return {
+        "kind": "denoiser",
+        "network": "ResidualMLP",
+        "network_settings": {"dim": 3, "embedding": 64, **network},
+        "head": head,
+        "schedule": schedule,
+        "schedule_settings": {},
+        "ratios": list(ratios),
+        **MEAN_STD,
+    }
+
+
+RATIOS = (2e-3, 40.0)
+DATA = {"trajectories": TRAJECTORIES, "length": LENGTH}
+TINY = {"trajectories": 16, "length": 64, "steps": 20, "batch": 64, "groups": 16}
+
+RECIPES: dict[str, Recipe] = {
+    "lorenz63-states": Recipe(
+        description="States of the Lorenz-63 attractor; the main denoiser of the book.",
+        model=_denoiser("velocity", "Cosine", RATIOS, width=128, blocks=4, activation="silu"),
+        loss=denoising,
+        measure=measure_states,
+        samples=2**20,
+        budgets={
+            "default": {**DATA, "steps": 50_000, "batch": 2048, "groups": 64, "ratios": RATIOS},
+            "full": {**DATA, "steps": 100_000, "batch": 16_384, "groups": 256, "ratios": RATIOS},
+            "smoke": {**TINY, "ratios": RATIOS},
+        },
+        lr=2e-3,
+        decay=0.9995,
+    ),
+    "lorenz63-features": Recipe(
+        description="Dense surrogate of the 0.1-time-unit increment; its last 256 features are "
+        "those of the Fréchet distance.",
+        model={
+            "kind": "network",
+            "network": "Dense",
+            "network_settings": {"inputs": 3, "outputs": 3, "width": 256, "layers": 2},
+        },
+        loss=increments,
+        measure=measure_increments,
+        samples=2**20,
+        budgets={
+            "default": {**DATA, "length": 512, "steps": 6000, "batch": 1024},
+            "full": {**DATA, "steps": 100_000, "batch": 16_384},
+            "smoke": TINY,
+        },
+    ),
+}
+for head in ("noise", "state", "velocity"):
+    for kind in ("Cosine", "Linear"):
+        for run in (0, 1):
+            RECIPES[f"lorenz63-f24-{head}-{kind.lower()}-{run}"] = Recipe(
+                description=f"F24's {head} head under its {kind.lower()} schedule, seed {run}, "
+                "at a small budget equal for all six variants.",
+                model=_denoiser(head, kind, (1e-4, 1e4), width=128, blocks=3, activation="relu"),
+                loss=denoising,
+                measure=measure_states,
+                samples=2**17,
+                budgets={
+                    "default": {**DATA, "steps": 8000, "batch": 1024, "groups": 64, "levels": 1000},
+                    "full": {
+                        **DATA,
+                        "steps": 97_700,
+                        "batch": 16_384,
+                        "groups": 256,
+                        "levels": 1000,
+                    },
+                    "smoke": {**TINY, "levels": 1000},
+                },
+                seed=run,
+            )
