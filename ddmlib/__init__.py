@@ -1,9 +1,10 @@
 """Denoising diffusion models for dynamical systems.
 
 One idea carries the library: everything is a denoiser, a map from a noisy state ``x_t`` and a
-pseudo-time ``t`` to the conditional mean ``E[x_0 | x_t]``.  Exact ones (`denoisers.GaussianDenoiser`,
-`denoisers.EmpiricalDenoiser`) and trained ones (`denoisers.NetworkDenoiser`) share one protocol, and
-one sampler (`sampling.sample`) serves them all.
+pseudo-time ``t`` to the conditional mean ``E[x_0 | x_t]``.  Exact ones
+(`denoisers.GaussianDenoiser`, `denoisers.EmpiricalDenoiser`) and trained ones
+(`denoisers.NetworkDenoiser`) share one protocol, and one sampler (`sampling.sample`) serves them
+all.
 
 Modules are imported on demand, so ``import ddmlib`` is quick and opens no file.
 """
@@ -22,9 +23,10 @@ _modules = (
     "denoisers",
     "training",
     "sampling",
+    "recipes",
     "pretrained",
 )
-__all__ = [*_modules, "__version__"]  # noqa: PLE0604
+__all__ = [*_modules, "__version__"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> None:
                 options.name, options.samples, device=options.device, folder=options.folder
             )
             if options.write:
+                details["metrics"]["small"] = pretrained.measure(
+                    options.name, 2**14, device=options.device, folder=options.folder, brief=True
+                )
                 pretrained.write_card(details, options.folder)
         print(json.dumps(details, indent=1))
 

@@ -41,6 +41,15 @@ def positive(name: str, value: float) -> float:
     return value
 
 
+def interval(name: str, low: float, high: float) -> tuple[float, float]:
+    """Return ``low`` and ``high`` if both are positive and finite, and low < high."""
+    positive(f"{name}_min", low)
+    positive(f"{name}_max", high)
+    if low >= high:
+        raise ValueError(f"{name}_max must exceed {name}_min, got {high} and {low}")
+    return low, high
+
+
 def count(name: str, value: int, minimum: int = 1) -> int:
     """Return ``value`` if it is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -1,11 +1,12 @@
 """Data sets: seeded simulation, the reader's own arrays, splits, windows and standardisation.
 
-A data set is a tensor of shape (trajectories, length, d) in physical units.  `Standardizer` takes it
-to the units in which denoisers work: zero mean and unit variance, component by component.
+A data set is a tensor of shape (trajectories, length, d) in physical units.  `Standardizer` takes
+it to the units in which denoisers work: zero mean and unit variance, component by component.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Standardizer:
 
     @classmethod
     def from_data(cls, x: Tensor) -> "Standardizer":
-        """Return the standardizer with the mean and std of x, shape (..., d), all other axes pooled."""
+        """Return the standardizer with the mean and std of x (..., d), all other axes pooled."""
         flat = checks.finite("x", x).reshape(-1, x.shape[-1]).to(torch.float64)
         return cls(flat.mean(0), flat.std(0, correction=0))
 
@@ -100,6 +101,7 @@ def lorenz63(
     checks.count("trajectories", trajectories)
     checks.count("length", length)
     checks.count("every", every)
+    checks.positive("dt", dt)
     if burn_in < 0:
         raise ValueError(f"burn_in must not be negative, got {burn_in}")
     generator = torch.Generator().manual_seed(seed)
@@ -169,7 +171,7 @@ def split(x: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[Tens
     for fraction in fractions:
         total += fraction
         edges.append(round(total * len(x)))
-    parts = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [b - a for a, b in pairwise(edges)]
     if any(size == 0 and f > 0 for size, f in zip(parts, fractions, strict=True)):
         raise ValueError(f"x has too few trajectories ({len(x)}) for fractions {tuple(fractions)}")
     return tuple(torch.split(x, parts))

@@ -1,21 +1,23 @@
 r"""Denoisers: the conditional mean E[x_0 | x_t], from which everything else follows.
 
-Forward process x_t = alpha_t x_0 + sigma_t eps.  With x̂ = E[x_0 | x_t], Tweedie's formula (Efron 2011) says
+Forward process x_t = alpha_t x_0 + sigma_t eps.  With x̂ = E[x_0 | x_t], Tweedie's formula
+(Efron 2011) says
 
     x̂ = (x_t + sigma_t² ∇ log p_t(x_t)) / alpha_t,
 
-so a denoiser, the expected noise eps = (x_t - alpha_t x̂)/sigma_t, the score -eps/sigma_t and, where
-alpha² + sigma² = 1, the velocity v = alpha_t eps - sigma_t x̂ are one thing in four coordinates.  The functions
-below convert between them.
+so a denoiser, the expected noise eps = (x_t - alpha_t x̂)/sigma_t, the score -eps/sigma_t and,
+where alpha² + sigma² = 1, the velocity v = alpha_t eps - sigma_t x̂ are one thing in four
+coordinates.  The functions below convert between them.
 
-The protocol: a denoiser has a ``schedule`` and a ``standardizer``, and ``denoiser(x_t, t)`` is x̂, in
-standardised units, differentiable in x_t.  All of them see a noise level only as (alpha, sigma), so
-`Denoiser.with_schedule` changes the schedule of any of them.
+The protocol: a denoiser has a ``schedule`` and a ``standardizer``, and ``denoiser(x_t, t)`` is x̂,
+in standardised units, differentiable in x_t.  All of them see a noise level only as (alpha, sigma),
+so `Denoiser.with_schedule` changes the schedule of any of them.
 """
 
 import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,15 +82,15 @@ class Denoiser(ABC):
         x_t : Tensor of shape (*batch, d)
             Noisy states.
         t : float or Tensor
-            Pseudo-time in [0, 1]: one for all, or one per sample (the axes of ``t`` are matched with
-            the leading axes of ``x_t``).
+            Pseudo-time in [0, 1]: one for all, or one per sample (the axes of ``t`` are matched
+            with the leading axes of ``x_t``).
 
         Raises
         ------
         ValueError
-            If ``t`` leaves [0, 1] or its axes do not match those of ``x_t``.
+            If ``t`` leaves [0, 1], its axes do not match those of ``x_t``, or d is not the prior's.
         """
-        checks.is_tensor("x_t", x_t)
+        checks.last_axis("x_t", x_t, len(self.standardizer.mean))
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError("t must lie within [0, 1]")
@@ -120,7 +122,8 @@ class Denoiser(ABC):
         """Return the expected velocity; an error unless the schedule preserves the variance."""
         if not self.schedule.preserves_variance:
             raise ValueError(
-                f"velocity is defined for alpha² + sigma² = 1 only, not for schedule {self.schedule}"
+                "velocity is defined for alpha² + sigma² = 1 only, not for schedule "
+                f"{self.schedule}"
             )
         alpha, sigma = self.levels(x_t, t)
         return velocity_from_state(self.denoise(x_t, alpha, sigma), x_t, alpha, sigma)
@@ -135,18 +138,16 @@ class Denoiser(ABC):
 class GaussianDenoiser(Denoiser):
     """The exact denoiser of a Gaussian prior N(mean, covariance).
 
-    x̂ = m + alpha P (alpha² P + sigma² I)^-1 (x_t - alpha m), through the eigenvectors of P, so that it
-    holds for every sample's own noise level.
+    x̂ = m + alpha P (alpha² P + sigma² I)^-1 (x_t - alpha m), through the eigenvectors of P, so that
+    it holds for every sample's own noise level.
 
     Parameters
     ----------
     mean : Tensor of shape (d,)
     covariance : Tensor of shape (d, d)
         Symmetric, positive semi-definite; both in standardised units.
-    schedule : Schedule, optional
-        Default `schedules.Cosine`.
-    standardizer : Standardizer, optional
-        Default the identity.
+    schedule, standardizer : optional
+        Default `schedules.Cosine` and the identity.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class GaussianDenoiser(Denoiser):
         self.standardizer = standardizer or Standardizer.identity(d)
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return x̂ by the formula above; shapes as in `Denoiser.denoise`."""
         mean, axes, variances = (
             v.to(x_t.device, x_t.dtype) for v in (self.mean, self.axes, self.variances)
         )
@@ -187,17 +189,15 @@ class GaussianDenoiser(Denoiser):
 class EmpiricalDenoiser(Denoiser):
     """The exact denoiser of a data set, i.e. of the mixture of points x_1 … x_n with equal weights.
 
-    x̂ is the mean of the data under softmax weights -|x_t - alpha x_i|²/(2 sigma²).  It is what a perfect
-    network would learn, and at low noise it returns the nearest data point: it memorises.
+    x̂ is the mean of the data under softmax weights -|x_t - alpha x_i|²/(2 sigma²).  It is what a
+    perfect network would learn, and at low noise it returns the nearest data point: it memorises.
 
     Parameters
     ----------
     data : Tensor of shape (n, d)
         States in standardised units.
-    schedule : Schedule, optional
-        Default `schedules.Cosine`.
-    standardizer : Standardizer, optional
-        Default the identity.
+    schedule, standardizer : optional
+        Default `schedules.Cosine` and the identity.
     chunk : int
         Most pairs (noisy state, data point) that are held in memory at once.
     """
@@ -217,9 +217,10 @@ class EmpiricalDenoiser(Denoiser):
         self.standardizer = standardizer or Standardizer.identity(data.shape[1])
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return x̂, the softmax mean of the data; shapes as in `Denoiser.denoise`."""
         data = self.data.to(x_t.device, x_t.dtype)
         checks.last_axis("x_t", x_t, data.shape[1])
-        smallest = torch.finfo(x_t.dtype).tiny ** 0.5
+        smallest = torch.finfo(x_t.dtype).tiny ** 0.25  # no square below overflows
         centres = (x_t / alpha_t.clamp(min=smallest)).reshape(-1, data.shape[1])
         ratio = sigma_t.clamp(min=smallest) / alpha_t.clamp(min=smallest)
         ratio = ratio.expand(*x_t.shape[:-1], 1).reshape(-1, 1)
@@ -252,11 +253,11 @@ class NetworkDenoiser(nn.Module, Denoiser):
     """A trained network as a denoiser, on variance-normalised input.
 
     The network sees u = x_t / sqrt(alpha² + sigma²), of unit variance at every noise level when the
-    data have it, and log(sigma/alpha).  With (c, s) = (alpha, sigma)/sqrt(alpha² + sigma²), u = c x_0 + s eps, and its
-    output F is read as
+    data have it, and log(sigma/alpha).  With (c, s) = (alpha, sigma)/sqrt(alpha² + sigma²),
+    u = c x_0 + s eps, and its output F is read as
 
-    - "velocity": F ≈ c eps - s x_0, x̂ = c u - s F.  This is the preconditioning of Karras et al. (2022)
-      with data of unit variance, up to the sign of F;
+    - "velocity": F ≈ c eps - s x_0, x̂ = c u - s F.  This is the preconditioning of Karras et al.
+      (2022) with data of unit variance, up to the sign of F;
     - "noise": F ≈ eps, x̂ = (u - s F)/c;
     - "state": F ≈ x_0, x̂ = F.
 
@@ -264,14 +265,15 @@ class NetworkDenoiser(nn.Module, Denoiser):
     ----------
     network : Module
         Called as ``network(u, level)``, see `networks.ResidualMLP`.
-    schedule : Schedule
-    standardizer : Standardizer
+    schedule, standardizer : Schedule, Standardizer
     head : str
         "velocity", "noise" or "state".
     ratios : tuple of float
         Range of sigma/alpha that the network was trained on.  Outside it the network is told the
         nearest end, while the formulas above keep the true (c, s).
     """
+
+    network: Any  # a Module whose `hidden` the type checker does not know
 
     def __init__(
         self,
@@ -284,8 +286,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         super().__init__()
         self.network, self.head = network, checks.choice("head", head, HEADS)
         self.schedule, self.standardizer = schedule, standardizer
-        low, high = (checks.positive("ratios", r) for r in ratios)
-        self.ratios = (low, high)
+        self.ratios = checks.interval("ratio", *ratios)
 
     __call__ = Denoiser.__call__
 
@@ -295,6 +296,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         return self.network(u, self.level(c, s)), u, c, s
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return x̂ as read from the network's output; shapes as in `Denoiser.denoise`."""
         f, u, c, s = self.output(x_t, alpha_t, sigma_t)
         if self.head == "velocity":
             return state_from_velocity(f, u, c, s)
@@ -306,7 +308,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         return self.network.hidden(u, self.level(c, s))
 
     def level(self, c: Tensor, s: Tensor) -> Tensor:
-        """Return log(s/c) within the trained range, without the last axis: the network's argument."""
+        """Return log(s/c) clamped to the trained range, without its last axis."""
         low, high = self.ratios
         return torch.log(s / c).clamp(math.log(low), math.log(high))[..., 0]
 

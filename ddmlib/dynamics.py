@@ -1,13 +1,14 @@
 r"""Dynamical systems, their integration, and their Lyapunov exponents (physical units).
 
-A system is an object with ``dim`` (number of components) and ``tendency(x)``, the right-hand side of
-dx/dt = f(x), on states of shape (..., dim).  `rk4` turns a tendency into a step of fourth order,
+A system is an object with ``dim`` (number of components) and ``tendency(x)``, the right-hand side
+of dx/dt = f(x), on states of shape (..., dim).  `rk4` turns a tendency into a step of fourth order,
 
     x(t + dt) = x + dt/6 (k_1 + 2 k_2 + 2 k_3 + k_4) + O(dt^5),
 
 and `integrate` repeats it over a whole batch of initial states at once.  Lyapunov exponents follow
-from pushing an orthonormal frame through the derivative of the step and re-orthonormalising it by QR:
-the mean logarithm of each diagonal entry of R per unit of time is an exponent (Benettin et al. 1980).
+from pushing an orthonormal frame through the derivative of the step and re-orthonormalising it by
+QR: the mean logarithm of each diagonal entry of R per unit of time is an exponent (Benettin et al.
+1980).
 
 `Lorenz63`: E. N. Lorenz (1963), Deterministic nonperiodic flow, J. Atmos. Sci. 20, 130-141.
 """
@@ -192,21 +193,23 @@ def lyapunov_exponents(
     """
     checks.last_axis("x0", checks.finite("x0", x0), system.dim)
     checks.positive("dt", dt)
-    if steps % every or spin_up % every or steps < 1:
-        raise ValueError(f"steps and spin_up must be multiples of every={every}, and steps > 0")
-    d, x = system.dim, x0.reshape(-1, system.dim)
+    checks.count("every", every)
+    if checks.count("steps", steps) % every or checks.count("spin_up", spin_up, 0) % every:
+        raise ValueError(f"steps and spin_up must be multiples of every={every}")
+    d, x = system.dim, x0.detach().reshape(-1, system.dim)
     q = torch.eye(d, dtype=x.dtype, device=x.device).expand(len(x), d, d)
     total = torch.zeros_like(x)
 
-    def step(states: Tensor) -> Tensor:
-        return rk4(system.tendency, states, dt)
-
     for k in range(0, spin_up + steps, every):
-        for _ in range(every):
-            copies = x[:, None, :].repeat(1, d, 1)  # a copy of the state for each tangent
-            moved, tangents = torch.func.jvp(step, (copies,), (q.mT.contiguous(),))
-            x, q = moved[:, 0], tangents.mT
-        q, r = torch.linalg.qr(q)
+        with torch.enable_grad():
+            start = end = x.detach().requires_grad_()
+            for _ in range(every):
+                end = rk4(system.tendency, end, dt)
+            rows = [
+                torch.autograd.grad(end[:, i].sum(), start, retain_graph=True)[0] for i in range(d)
+            ]
+        x, jacobian = end.detach(), torch.stack(rows, dim=1)  # (n, d, d)
+        q, r = torch.linalg.qr(jacobian @ q)
         if k >= spin_up:
             total += torch.diagonal(r, dim1=-2, dim2=-1).abs().log()
     return (total / (steps * dt)).reshape(x0.shape)

@@ -1,8 +1,8 @@
 """Networks: maps of a state and a noise level, and plain ones of a state alone.
 
-`ResidualMLP` is F24's (Finn et al. 2024): residual blocks whose normalised input is scaled and shifted
-feature by feature (FiLM, Perez et al. 2018) as a function of the noise level.  The noise level enters
-as one number, `log(sigma/alpha)`, so the network is tied to no schedule.
+`ResidualMLP` is F24's (Finn et al. 2024): residual blocks whose normalised input is scaled and
+shifted feature by feature (FiLM, Perez et al. 2018) as a function of the noise level.  The noise
+level enters as one number, `log(sigma/alpha)`, so the network is tied to no schedule.
 """
 
 import math

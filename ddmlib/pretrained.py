@@ -1,7 +1,8 @@
 """Shipped weights: load them, re-train them, measure them.
 
-Weights lie in ``ddmlib/weights/NAME.safetensors`` beside a card ``NAME.json`` that says how they were made
-and how good they are.  `recipes` holds the settings; ``python -m ddmlib`` is the command line.
+Weights lie in ``ddmlib/weights/NAME.safetensors``, each beside a card ``NAME.json`` that says how
+they were made and how good they are.  `recipes` holds the settings; ``python -m ddmlib`` is the
+command line.
 """
 
 import json
@@ -186,6 +187,7 @@ def measure(
     *,
     device: torch.device | str | None = None,
     folder: Path | None = None,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Measure weights as their card does.
 
@@ -195,6 +197,8 @@ def measure(
         One of `names`.
     samples : int, optional
         Generated states; default: the full number of the recipe (1 048 576 for the main weights).
+    brief : bool
+        Only the headline metric, which needs no other weights.
 
     Returns
     -------
@@ -202,4 +206,7 @@ def measure(
     """
     recipe: Recipe = RECIPES[checks.choice("name", name, RECIPES)]
     model, _ = load(name, device, folder)
-    return recipe.measure(model, samples or recipe.samples)
+    features = None
+    if recipe.uses_features and not brief:
+        features, _ = load("lorenz63-features", device, folder)
+    return recipe.measure(model, samples or recipe.samples, features, brief)

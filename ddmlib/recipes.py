@@ -1,9 +1,11 @@
 """Recipes of the shipped weights: data, network, training settings, and what is measured.
 
-F24's models (Finn et al. 2024) are noise, state or velocity heads under the cosine or the linear schedule;
-here each is trained at one small budget, with two seeds.  The main weights have a budget of their own.
+F24 (Finn et al. 2024) compares noise, state and velocity heads under the cosine and the linear
+schedule; here each is trained at one small budget, with two seeds.  The main weights have a budget
+of their own.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddmlib import datasets, metrics, noise, sampling, schedules, training
+from ddmlib import datasets, metrics, sampling, schedules, training
 
 BUDGETS = ("default", "full", "smoke")
 DT, TRAJECTORIES, LENGTH = 0.01, 4096, 4096
+CHUNK = 2**14  # states handled at once, so that activations stay in the cache
 TRAIN_SEED, TEST_SEED = 1, 2
 
 
@@ -25,12 +28,13 @@ class Recipe:
     description: str
     model: dict[str, Any]
     loss: Callable[[Any, dict[str, Any], torch.device], training.Loss]
-    measure: Callable[[Any, int], dict[str, Any]]
+    measure: Callable[..., dict[str, Any]]
     samples: int
     budgets: dict[str, dict[str, Any]]
     lr: float = 1e-3
     decay: float = 0.999
     seed: int = 0
+    uses_features: bool = True
 
 
 def training_states(settings: dict[str, Any], device: torch.device) -> Tensor:
@@ -67,26 +71,108 @@ def increments(network: nn.Module, settings: dict[str, Any], device: torch.devic
     return loss
 
 
-def test_states(device: torch.device | str | None = None) -> Tensor:
-    """Return the standardised test states, shape (4096, 4096, 3): 16.8M of them."""
-    x = datasets.lorenz63(TRAJECTORIES, LENGTH, dt=DT, seed=TEST_SEED, device=device)
+@functools.lru_cache(maxsize=2)
+def states(seed: int, device: str = "cpu") -> Tensor:
+    """Return the standardised states of a seed, shape (4096, 4096, 3): 16.8M of them."""
+    x = datasets.lorenz63(TRAJECTORIES, LENGTH, dt=DT, seed=seed, device=device)
     return datasets.LORENZ63(x)
 
 
-def measure_states(denoiser: Any, samples: int) -> dict[str, Any]:
+@functools.lru_cache(maxsize=2)
+def reference_histogram() -> Tensor:
+    """Return the histogram of the test states, 70 bins a component."""
+    return metrics.histogram(states(TEST_SEED))
+
+
+@functools.lru_cache(maxsize=8)
+def reference_floor(samples: int) -> float:
+    """Return the Hellinger distance that ``samples`` perfect states have from the test states."""
+    generator = torch.Generator().manual_seed(0)
+    return metrics.hellinger_floor(states(TEST_SEED), samples, generator=generator)
+
+
+def draw(x: Tensor, n: int, seed: int) -> Tensor:
+    """Return n states of x (trajectories, length, d), spread evenly over its trajectories."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(x.shape[0] * x.shape[1], generator=generator)[:n]
+    return x.reshape(-1, x.shape[-1])[index]
+
+
+def measure_states(
+    denoiser: Any, samples: int, features: Any = None, brief: bool = False
+) -> dict[str, Any]:
     """Measure a denoiser of Lorenz-63 states as F24 does, each distance with its floor.
 
-    Generated states come from 49 evaluations a sample (25 Heun steps, log-SNR grid).
+    Parameters
+    ----------
+    denoiser : Denoiser
+    samples : int
+        Generated states: 49 multistep steps on a log-ratio grid, one evaluation each.
+    features : Module, optional
+        Network whose last hidden layer gives the Fréchet distance its features.
+    brief : bool
+        Only the Hellinger distance.
+
+    Returns
+    -------
+    dict of rounded numbers; distances in standardised units.  A floor is what as many states of the
+    attractor itself score.
     """
-    raise NotImplementedError
+    generator = torch.Generator().manual_seed(3)
+    x = sampling.sample(
+        denoiser, (samples, 3), steps=49, method="multistep", generator=generator, chunk=CHUNK
+    ).cpu()
+    test = states(TEST_SEED)
+    h = metrics.hellinger_counts(metrics.histogram(x), reference_histogram())
+    floor = reference_floor(samples)
+    result: dict[str, Any] = {
+        "samples": samples,
+        "sampler": "multistep, log-ratio grid",
+        "evaluations": sampling.evaluations("multistep", 49),
+        "hellinger": round(h, 5),
+        "hellinger_floor": round(floor, 5),
+        "hellinger_excess": round(metrics.excess(h, floor), 5),
+    }
+    if brief:
+        return result
+    n = min(samples, 2**20)
+    near_test, fresh, near_train = (
+        draw(test, n, 4),
+        draw(test, n, 5),
+        draw(states(TRAIN_SEED), n, 6),
+    )
+    distance = metrics.nearest_neighbour_distance
+    to_test, to_train = distance(x[:n], near_test), distance(x[:n], near_train)
+    tails = metrics.extremes(x, test)
+    result |= {
+        "nearest_reference": n,
+        "generated_to_test": float(f"{to_test:.4g}"),
+        "test_to_generated": float(f"{distance(near_test, x[:n]):.4g}"),
+        "nearest_floor": float(f"{distance(fresh, near_train):.4g}"),
+        "train_over_test": round(to_train / to_test, 4),
+        "tails_low": [round(v, 5) for v in tails.tails[0].tolist()],
+        "tails_high": [round(v, 5) for v in tails.tails[1].tolist()],
+        "extremes": round(tails.total, 5),
+    }
+    if features is not None:
+        a, b, c = (featured(features, v) for v in (x[:n], near_test, fresh))
+        result |= {
+            "frechet": float(f"{metrics.frechet(a, b):.4g}"),
+            "frechet_floor": float(f"{metrics.frechet(c, b):.4g}"),
+        }
+    return result
 
 
-def measure_increments(network: nn.Module, samples: int) -> dict[str, Any]:
+def featured(network: Any, x: Tensor) -> metrics.Moments:
+    """Return mean and covariance of the last hidden layer of a network over states x (n, 3)."""
+    device = next(network.parameters()).device
+    return metrics.moments(network.hidden(part.to(device)).cpu() for part in x.split(CHUNK))
+
+
+def measure_increments(network: nn.Module, samples: int, *_: Any, **__: Any) -> dict[str, Any]:
     """Measure the root-mean-square error of the increment on test states, standardised units."""
     device = next(network.parameters()).device
-    x = datasets.LORENZ63(
-        datasets.lorenz63(TRAJECTORIES, max(11, samples // TRAJECTORIES + 10), seed=TEST_SEED)
-    ).to(device)
+    x = states(TEST_SEED)[:, : samples // TRAJECTORIES + 10].to(device)
     start, end = x[:, :-10].reshape(-1, 3), x[:, 10:].reshape(-1, 3)
     error = [
         (network(a) - (b - a)).square().mean(-1)
@@ -153,6 +239,7 @@ RECIPES: dict[str, Recipe] = {
             "full": {**DATA, "steps": 100_000, "batch": 16_384},
             "smoke": TINY,
         },
+        uses_features=False,
     ),
 }
 for head in ("noise", "state", "velocity"):
@@ -166,7 +253,7 @@ for head in ("noise", "state", "velocity"):
                 measure=measure_states,
                 samples=2**17,
                 budgets={
-                    "default": {**DATA, "steps": 8000, "batch": 1024, "groups": 64, "levels": 1000},
+                    "default": {**DATA, "steps": 4000, "batch": 1024, "groups": 64, "levels": 1000},
                     "full": {
                         **DATA,
                         "steps": 97_700,

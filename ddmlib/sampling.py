@@ -1,20 +1,24 @@
 r"""Samplers: from noise to data along a grid of decreasing noise levels.
 
-A step rule takes x_t at the level (alpha_t, sigma_t), an estimate x̂ = E[x_0|x_t], and the next level
-(alpha_s, sigma_s) with less noise.  In the coordinates y = x/alpha and r = sigma/alpha the probability flow is
+A step rule takes x_t at the level (alpha_t, sigma_t), an estimate x̂ = E[x_0|x_t], and the next
+level (alpha_s, sigma_s) with less noise.  In the coordinates y = x/alpha and r = sigma/alpha the
+probability flow is
 
     dy/dr = (y - x̂)/r = eps(y, r),
 
-whatever the schedule (Song et al. 2021; Karras et al. 2022), so the deterministic rules are solvers of this
-equation:
+whatever the schedule (Song et al. 2021; Karras et al. 2022), so the deterministic rules are solvers
+of this equation:
 
 - `ddim_step`: exponential Euler, exact for constant x̂ (equally for constant eps); first order;
 - "heun": trapezoidal correction of the Euler step, second order, two evaluations a step;
-- `multistep_step`: second order from the last two x̂, one evaluation a step (Lu et al. 2022, DPM-Solver++ 2M);
-- `ancestral_step`: the posterior q(x_s | x_t, x_0 = x̂), Gaussian; stochastic, first order (Ho et al. 2020).
+- `multistep_step`: second order from the last two x̂, one evaluation a step (Lu et al. 2022,
+  DPM-Solver++ 2M);
+- `ancestral_step`: the posterior q(x_s | x_t, x_0 = x̂), Gaussian; stochastic, first order (Ho et
+  al. 2020).
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,7 +86,8 @@ def times(
 def ddim_step(x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level) -> Tensor:
     """Return x_s = alpha_s x̂ + sigma_s eps with eps = (x_t - alpha_t x̂)/sigma_t.
 
-    The same as the exponential Euler step (alpha_s/alpha_t) x_t + (sigma_s - sigma_t alpha_s/alpha_t) eps.
+    The same as the exponential Euler step
+    (alpha_s/alpha_t) x_t + (sigma_s - sigma_t alpha_s/alpha_t) eps.
     Source: Song, Meng & Ermon (2021), eq. 12 with eta = 0.
     """
     alpha_s, sigma_s = level_s
@@ -94,8 +99,9 @@ def ancestral_step(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of x_s given x_t and x_0 = x̂.
 
-    The noise that is added has eta times the standard deviation of the posterior q(x_s | x_t, x_0), and the
-    deterministic part shrinks so that x_s keeps the marginal std sigma_s: eta = 1 is DDPM, eta = 0 DDIM.
+    The noise that is added has eta times the standard deviation of the posterior q(x_s | x_t, x_0),
+    and the deterministic part shrinks so that x_s keeps the marginal std sigma_s: eta = 1 is DDPM,
+    eta = 0 DDIM.
     Source: Ho et al. (2020), eq. 6-7; Song, Meng & Ermon (2021), eq. 16.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = level_t, level_s
@@ -135,11 +141,12 @@ def heun_step(
 ) -> Tensor:
     """Return x_s by the trapezoidal rule for dy/dr = eps, y = x/alpha, r = sigma/alpha.
 
-    Evaluates the denoiser a second time at the end of the Euler step, unless s is free of noise.
+    Evaluates the denoiser a second time at the end of the Euler step, unless s is free of noise or
+    t is free of signal (there r is infinite).
     Source: Karras et al. (2022), algorithm 1.
     """
     x_s = ddim_step(x_t, x_0, level_t, level_s)
-    if not bool((level_s[1] > 0).all()):
+    if not bool((level_s[1] > 0).all() and (level_t[0] > 0).all()):
         return x_s
     eps_t = noise_from_state(x_0, x_t, *level_t)
     eps_s = noise_from_state(denoiser.denoise(x_s, *level_s), x_s, *level_s)
@@ -183,16 +190,15 @@ def reverse(
     Tensor of shape (*batch, d)
     """
     checks.choice("method", method, METHODS)
-    checks.is_tensor("x", x)
-    if grid.ndim != 1 or len(grid) < 2 or not bool((grid.diff() < 0).all()):
-        raise ValueError("grid must be a decreasing sequence of at least two pseudo-times")
+    checks.last_axis("x", x, len(denoiser.standardizer.mean))
+    falling = grid.ndim == 1 and len(grid) > 1 and bool((grid.diff() < 0).all())
+    if not falling or not 0 <= float(grid[-1]) < float(grid[0]) <= 1:
+        raise ValueError("grid must be a decreasing sequence of two or more times in [0, 1]")
     # (1,) rather than (): a level then broadcasts like any other, with its last axis in place
     alphas, sigmas = denoiser.schedule(grid.to(torch.float64).cpu()[:, None])
     levels = [_to(level, x) for level in zip(alphas, sigmas, strict=True)]
     before: tuple[Tensor, Level] | None = None
-    for level_t, level_s in tqdm(
-        list(zip(levels[:-1], levels[1:], strict=True)), disable=not progress
-    ):
+    for level_t, level_s in tqdm(list(pairwise(levels)), disable=not progress):
         x_0 = denoiser.denoise(x, *level_t)
         if method == "ddim":
             x = ddim_step(x, x_0, level_t, level_s)
@@ -252,7 +258,8 @@ def sample(
 
     Returns
     -------
-    Tensor of shape ``shape``, standardised units (``denoiser.standardizer.inverse`` makes them physical).
+    Tensor of shape ``shape``, in standardised units (``denoiser.standardizer.inverse`` makes them
+    physical).
 
     Raises
     ------
@@ -271,9 +278,10 @@ def sample(
         ratios = (max(low, 2e-3), min(high, 80.0))
     grid = times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
-    scale = sigma if not denoiser.schedule.preserves_variance else math.hypot(alpha, sigma)
-    x = scale * noise.normal(shape, generator=generator, device=device, dtype=dtype)
-    parts = x.split(chunk or len(x))
+    x = math.hypot(alpha, sigma) * noise.normal(
+        shape, generator=generator, device=device, dtype=dtype
+    )
+    parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
     done = [
         reverse(denoiser, p, grid, method=method, generator=generator, progress=progress)
         for p in parts
@@ -316,6 +324,8 @@ def resample(
     """
     checks.last_axis("z", checks.finite("z", z), len(denoiser.standardizer.mean))
     checks.count("members", members)
+    if not 0 < t <= 1:
+        raise ValueError(f"t must lie in (0, 1], got {t}")
     grid = times(denoiser.schedule, steps, spacing=spacing, start=t)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
     x = z[..., None, :].expand(*z.shape[:-1], members, z.shape[-1])

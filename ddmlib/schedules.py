@@ -2,12 +2,13 @@ r"""Noise schedules: pseudo-time t in [0, 1] to the pair (alpha_t, sigma_t) of t
 
     x_t = alpha_t x_0 + sigma_t eps,    eps ~ N(0, I).
 
-t = 0 is (almost) data, t = 1 (almost) noise.  What a denoiser can know of the noise level is the ratio
-sigma_t / alpha_t alone; a schedule only says at which pseudo-time that ratio is met, and by how much the
-state is scaled.  Hence two schedules describe one diffusion, and a network trained under one can be
-sampled under another.
+t = 0 is (almost) data, t = 1 (almost) noise.  What a denoiser can know of the noise level is the
+ratio sigma_t / alpha_t alone; a schedule only says at which pseudo-time that ratio is met, and by
+how much the state is scaled.  Hence two schedules describe one diffusion, and a network trained
+under one can be sampled under another.
 
-F24 (Finn et al. 2024) uses `Cosine` and `Linear` with 1000 discrete steps: its pseudo-time k is t = k/1000.
+F24 (Finn et al. 2024) uses `Cosine` and `Linear` with 1000 discrete steps: its pseudo-time k is
+t = k/1000.
 R23 (Rozet & Louppe 2023): `CosineSquared`.  Z23 (Finzi et al. 2023): `VarianceExploding`,
 `VariancePreserving`, `SubVariancePreserving` (Song et al. 2021).
 """
@@ -43,9 +44,10 @@ class Schedule(ABC):
         Returns
         -------
         Two tensors of the shape of ``t``, on its device; computed in float64 and returned in the
-        dtype of ``t`` (float64 for a number).
+        dtype of ``t`` (float64 for a number or integers).
         """
-        t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+        known = isinstance(t, Tensor) and t.is_floating_point()
+        t = torch.as_tensor(t, dtype=None if known else torch.float64)
         alpha, sigma = self.levels(t.to(torch.float64).clamp(0, 1))
         return alpha.to(t.dtype), sigma.to(t.dtype)
 
@@ -97,6 +99,7 @@ class _Discrete(Schedule):
         self._tables = {torch.device("cpu"): decay}
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         if t.device not in self._tables:
             self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
         table = self._tables[t.device]
@@ -137,12 +140,10 @@ class LogLinear(Schedule):
     """
 
     def __init__(self, ratio_min: float = 2e-3, ratio_max: float = 80.0) -> None:
-        self.ratio_min = checks.positive("ratio_min", ratio_min)
-        self.ratio_max = checks.positive("ratio_max", ratio_max)
-        if ratio_max <= ratio_min:
-            raise ValueError(f"ratio_max must exceed ratio_min, got {ratio_max} and {ratio_min}")
+        self.ratio_min, self.ratio_max = checks.interval("ratio", ratio_min, ratio_max)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         ratio = self.ratio_min * torch.exp(t * math.log(self.ratio_max / self.ratio_min))
         alpha = 1 / torch.sqrt(1 + ratio**2)
         return alpha, ratio * alpha
@@ -153,14 +154,17 @@ class CosineSquared(Schedule):
 
     def __init__(self, eta: float = 1e-3) -> None:
         self.eta = checks.positive("eta", eta)
+        if eta >= 1:
+            raise ValueError(f"eta must lie in (0, 1), got {eta}")
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         alpha = torch.cos(math.acos(math.sqrt(self.eta)) * t) ** 2
         return alpha, torch.sqrt(1 - alpha**2 + self.eta**2)
 
 
 class VariancePreserving(Schedule):
-    """Song et al.'s VP: log alpha = -(beta_max - beta_min) t²/4 - beta_min t/2, sigma² = 1 - alpha²."""
+    """Song et al.'s VP: log alpha = -(beta_max - beta_min) t²/4 - beta_min t/2, variance kept."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         self.beta_min = checks.positive("beta_min", beta_min)
@@ -171,6 +175,7 @@ class VariancePreserving(Schedule):
         return -(self.beta_max - self.beta_min) * t**2 / 4 - self.beta_min * t / 2
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         log_alpha = self.log_alpha(t)
         return log_alpha.exp(), torch.sqrt(-torch.expm1(2 * log_alpha))
 
@@ -181,6 +186,7 @@ class SubVariancePreserving(VariancePreserving):
     preserves_variance = False
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         log_alpha = self.log_alpha(t)
         return log_alpha.exp(), -torch.expm1(2 * log_alpha)
 
@@ -191,10 +197,10 @@ class VarianceExploding(Schedule):
     preserves_variance = False
 
     def __init__(self, sigma_min: float = 1e-3, sigma_max: float = 300.0) -> None:
-        self.sigma_min = checks.positive("sigma_min", sigma_min)
-        self.sigma_max = checks.positive("sigma_max", sigma_max)
+        self.sigma_min, self.sigma_max = checks.interval("sigma", sigma_min, sigma_max)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         growth = torch.expm1(2 * math.log(self.sigma_max / self.sigma_min) * t)
         return torch.ones_like(t), self.sigma_min * growth.sqrt()
 
@@ -205,6 +211,7 @@ class Straight(Schedule):
     preserves_variance = False
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         return 1 - t, t
 
 

@@ -1,4 +1,4 @@
-"""Training: a loop that yields progress records, weight averages, and checkpoints that resume exactly.
+"""Training: a loop that yields progress records, weight averages, checkpoints that resume exactly.
 
 `fit` is a generator: the caller iterates over it, and logs, plots or stops as it likes::
 
@@ -6,8 +6,8 @@
     for progress in training.fit(denoiser, loss, steps=10_000, generator=g):
         print(progress.step, progress.loss)
 
-Checkpoints are safetensors files (no pickle), written beside their target and moved into place, so a kill
-at any moment leaves the previous one whole.
+Checkpoints are safetensors files (no pickle), written beside their target and moved into place, so
+a kill at any moment leaves the previous one whole.
 """
 
 import copy
@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 class Average:
     """Exponential moving average of a module's parameters, in a copy of the module.
 
-    The decay is min(decay, (1 + n)/(10 + n)) in update n, so that the first steps are soon forgotten.
+    The decay is min(decay, (1 + n)/(10 + n)) in update n, so the first steps are soon forgotten.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Move the average towards the parameters of ``module`` after step number ``step``."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.module.parameters()), list(module.parameters())
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(ours, theirs, weight)  # one call for all parameters
 
 
@@ -81,9 +82,10 @@ def denoising_batches(
 ) -> Loss:
     """Return a loss that draws a batch of states, noise levels and noise, for `fit`.
 
-    The states of a batch share noise levels in ``groups``: FiLM is then computed once a group instead
-    of once a state, and stratified levels (one uniform draw in each of ``groups`` equal parts of
-    [0, 1]) lower the variance of the loss.  Each state still meets every level equally often.
+    The states of a batch share noise levels in ``groups``: FiLM is then computed once a group
+    instead of once a state, and stratified levels (one uniform draw in each of ``groups`` equal
+    parts of [0, 1]) lower the variance of the loss.  Each state still meets every level equally
+    often.
 
     Parameters
     ----------
@@ -99,8 +101,9 @@ def denoising_batches(
     -------
     Callable taking a generator, returning a scalar tensor.
     """
-    checks.finite("data", data)
+    checks.last_axis("data", checks.finite("data", data), len(denoiser.standardizer.mean))
     checks.count("groups", groups)
+    checks.count("levels", 1 if levels is None else levels)
     if data.ndim != 2 or not len(data):
         raise ValueError(f"data must have shape (n, d) with n > 0, got {tuple(data.shape)}")
     if checks.count("batch", batch) % groups:
@@ -108,7 +111,7 @@ def denoising_batches(
     strata = torch.arange(groups, device=data.device)[:, None]
 
     def loss(generator: torch.Generator) -> Tensor:
-        on = {"generator": generator, "device": generator.device}
+        on: dict[str, Any] = {"generator": generator, "device": generator.device}
         index = torch.randint(len(data), (groups, batch // groups), **on).to(data.device)
         t = (strata + torch.rand(groups, 1, **on).to(data.device)) / groups
         t = t if levels is None else torch.ceil(t * levels).clamp(min=1) / levels
@@ -156,8 +159,8 @@ def fit(
     report_every : int
         Steps between two records; a last one always comes at the end.
     checkpoint : path, optional
-        Written every ``checkpoint_every`` steps and at the end; if the file exists, training goes on
-        from it, bit for bit as if it had never stopped (same machine, same settings).
+        Written every ``checkpoint_every`` steps and at the end; if the file exists, training goes
+        on from it, bit for bit as if it had never stopped (same machine, same settings).
 
     Yields
     ------
@@ -172,6 +175,7 @@ def fit(
     """
     checks.count("steps", steps)
     checks.positive("lr", lr)
+    checks.count("warmup", warmup, 0)
     checks.choice("lr_schedule", lr_schedule, ("cosine", "linear", "constant"))
     checks.count("report_every", report_every)
     checks.count("checkpoint_every", checkpoint_every)
@@ -229,6 +233,8 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise RuntimeError(f"{path} is truncated or no safetensors file: {error}") from error
+    except json.JSONDecodeError:
+        note = None
     if not isinstance(note, dict):
         raise RuntimeError(f"{path} was not written by ddmlib (it has no note)")
     return tensors, note
@@ -289,6 +295,8 @@ def load_checkpoint(
         part, _, rest = name.partition(".")
         if part in parts:
             parts[part][rest] = tensor
+    if not parts["optimiser"] or "generator" not in tensors:
+        raise RuntimeError(f"{path} is no checkpoint: its optimiser or generator is missing")
     if average is not None:
         assign(copy.deepcopy(average.module), parts["average"], path)  # a trial before any change
     assign(module, parts["module"], path)

@@ -29,6 +29,7 @@ LEVELS = [
     {"training", "sampling", "trajectories", "guidance"},
     {"smc", "likelihoods", "surrogates"},
     {"events"},
+    {"recipes"},
     {"pretrained"},
     {"__main__"},
 ]

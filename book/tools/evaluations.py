@@ -1,0 +1,61 @@
+"""Score the main weights for every sampler and number of evaluations; stored for chapter 04.
+
+python book/tools/evaluations.py            # a few minutes on two cores
+"""
+
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from ddmlib import metrics, pretrained, recipes, sampling
+
+SAMPLES = 2**16
+RUNS = [
+    (method, spacing, evaluations)
+    for method, spacing in (
+        ("ddim", "log-ratio"), ("ddim", "time"), ("multistep", "log-ratio"),
+        ("heun", "log-ratio"), ("ddpm", "log-ratio"), ("ddpm", "time"),
+    )
+    for evaluations in (5, 9, 19, 49)
+]  # fmt: skip
+RUNS += [("ddpm", "time", 199), ("ddpm", "time", 1000)]
+
+
+def main() -> None:
+    """Run all samplers and write ``book/results/evaluations.json``."""
+    denoiser, _ = pretrained.load("lorenz63-states")
+    floor = recipes.reference_floor(SAMPLES)
+    rows = []
+    for method, spacing, evaluations in RUNS:
+        steps = (evaluations + 1) // 2 if method == "heun" else evaluations
+        x = sampling.sample(
+            denoiser,
+            (SAMPLES, 3),
+            steps=steps,
+            method=method,
+            spacing=spacing,
+            generator=torch.Generator().manual_seed(0),
+            chunk=recipes.CHUNK,
+        ).cpu()
+        h = metrics.hellinger_counts(metrics.histogram(x), recipes.reference_histogram())
+        row = {"method": method, "spacing": spacing, "evaluations": evaluations}
+        rows.append(row | {"hellinger": round(h, 5), "excess": round(metrics.excess(h, floor), 5)})
+        print(rows[-1], flush=True)
+    result = {
+        "command": "python book/tools/evaluations.py",
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "samples": SAMPLES,
+        "floor": round(floor, 5),
+        "rows": rows,
+    }
+    folder = Path(__file__).parents[1] / "results"
+    (folder / "evaluations.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Shipped weights: what can go wrong on loading, the round trip, and each card against itself."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from ddmlib import __main__ as command_line
+from ddmlib import denoisers, networks, pretrained, recipes, schedules, training
+
+MAIN, FEATURES = "lorenz63-states", "lorenz63-features"
+SHIPPED = sorted(path.stem for path in pretrained.WEIGHTS.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Return a folder with the main weights and the features, trained for seconds."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in (MAIN, FEATURES):
+        pretrained.train(name, budget="smoke", device="cpu", folder=folder)
+    return folder
+
+
+@pytest.fixture
+def folder(smoke, tmp_path):
+    """Return a copy of the folder that a test may spoil."""
+    return shutil.copytree(smoke, tmp_path / "weights")
+
+
+# --- shipped weights -----------------------------------------------------------------------------
+
+
+def test_the_main_weights_are_shipped():
+    assert MAIN in SHIPPED
+
+
+def test_every_shipped_card_belongs_to_a_recipe_and_to_weights():
+    weights = sorted(path.stem for path in pretrained.WEIGHTS.glob("*.safetensors"))
+    assert weights == SHIPPED
+    assert set(SHIPPED) <= set(pretrained.names())
+    assert sum(p.stat().st_size for p in pretrained.WEIGHTS.glob("*")) < 20e6
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_card_says_how_the_weights_were_made(name):
+    card, recipe = pretrained.card(name), recipes.RECIPES[name]
+    assert card["name"] == name
+    assert card["command"].startswith(f"python -m ddmlib train {name}")
+    assert card["model"] == json.loads(json.dumps(recipe.model))
+    assert {"steps", "batch", "seed"} <= card["training"].keys()
+    assert {"device", "minutes", "torch", "python"} <= card["made_on"].keys()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_score_what_their_card_says(name, device):
+    """The headline metric, measured anew at the card's small sample size and seeds."""
+    metrics = pretrained.card(name)["metrics"]
+    stored = metrics["small"]
+    ours = pretrained.measure(name, stored["samples"], device=device, brief=True)
+    if "hellinger" in stored:
+        assert ours["hellinger"] == pytest.approx(stored["hellinger"], abs=0.01)
+        assert ours["hellinger_floor"] == pytest.approx(stored["hellinger_floor"], abs=0.01)
+        assert ours["hellinger"] > 0.9 * ours["hellinger_floor"]  # nothing beats the floor
+        full = metrics["hellinger_excess"]
+        # at 16 384 samples the distance is mostly floor: its noise of about 0.002 limits the excess
+        noise = math.sqrt(2 * ours["hellinger_floor"] * 0.004)
+        assert ours["hellinger_excess"] < full + noise
+    else:
+        assert ours["rmse"] == pytest.approx(stored["rmse"], rel=0.02)
+        assert ours["rmse"] < 0.1 * ours["rms_of_the_increment"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_load_and_are_finite(name, device):
+    model, card = pretrained.load(name, device)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    if card["model"]["kind"] == "denoiser":
+        for t in (0.0, 0.5, 1.0):
+            assert torch.isfinite(model(x, t)).all()
+    else:
+        assert torch.isfinite(model(x)).all()
+
+
+# --- the round trip ------------------------------------------------------------------------------
+
+
+def test_train_writes_weights_that_load_gives_back(smoke, device):
+    denoiser, card = pretrained.load(MAIN, device, smoke)
+    assert isinstance(denoiser, denoisers.NetworkDenoiser)
+    assert not denoiser.training
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    assert next(denoiser.parameters()).device.type == device.type
+    assert card == pretrained.card(MAIN, smoke)
+    assert card["training"]["steps"] == recipes.RECIPES[MAIN].budgets["smoke"]["steps"]
+    stored, note = training.load_tensors(smoke / f"{MAIN}.safetensors")
+    assert note["name"] == MAIN
+    for key, value in denoiser.state_dict().items():
+        torch.testing.assert_close(value.cpu(), stored[key].float(), rtol=0, atol=0)
+    model = card["model"]
+    assert denoiser.head == model["head"]
+    assert list(denoiser.ratios) == model["ratios"]
+    assert isinstance(denoiser.schedule, schedules.by_name(model["schedule"]).__class__)
+    assert denoiser.standardizer.mean.tolist() == pytest.approx(model["mean"])
+    features, _ = pretrained.load(FEATURES, device, smoke)
+    assert isinstance(features, networks.Dense)
+    assert sorted(p.name for p in smoke.iterdir()) == sorted(
+        f"{name}.{kind}" for name in (MAIN, FEATURES) for kind in ("json", "safetensors")
+    )
+
+
+def same_weights(a, b):
+    a, b = (training.load_tensors(folder / f"{MAIN}.safetensors")[0] for folder in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_interrupted_training_resumes_to_the_same_weights(smoke, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 7:
+            raise Stop
+
+    settings = {"budget": "smoke", "device": "cpu", "folder": tmp_path}
+    settings["checkpoint"] = tmp_path / "run.ckpt"
+    with pytest.raises(Stop):
+        pretrained.train(MAIN, report=stop, **settings)
+    assert not list(tmp_path.glob(f"{MAIN}.*"))  # nothing half-written
+    pretrained.train(MAIN, **settings)
+    assert same_weights(smoke, tmp_path)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke, tmp_path):
+    settings = {"budget": "smoke", "device": "cpu", "checkpoint": tmp_path / "run.ckpt"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretrained.train(MAIN, folder=tmp_path, **settings)
+    (tmp_path / f"{MAIN}.safetensors").unlink()
+    pretrained.train(MAIN, folder=tmp_path, **settings)
+    assert same_weights(smoke, tmp_path)
+    assert pretrained.card(MAIN, tmp_path)["name"] == MAIN
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_every_recipe_builds_a_denoiser_or_network(name):
+    recipe = recipes.RECIPES[name]
+    assert set(recipe.budgets) == set(recipes.BUDGETS)
+    model = json.loads(json.dumps(recipe.model))  # as a card stores it
+    module = pretrained.build(model)
+    if model["kind"] == "denoiser":
+        assert module(torch.zeros(2, 3), 0.5).shape == (2, 3)
+    else:
+        assert module.hidden(torch.zeros(2, 3)).shape == (2, 256)
+
+
+# --- bad files -----------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused(tmp_path):
+    for call in (pretrained.card, pretrained.load, pretrained.train, pretrained.measure):
+        with pytest.raises(ValueError, match="name must be one of .*lorenz63-states.*'lorenz'"):
+            call("lorenz")
+    with pytest.raises(ValueError, match="budget must be one of default"):
+        pretrained.train(MAIN, budget="huge", folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_files_are_refused(folder):
+    train = f"python -m ddmlib train {MAIN}"
+    (folder / f"{MAIN}.safetensors").unlink()
+    with pytest.raises(RuntimeError, match=rf"{MAIN}\.safetensors is not there.*{train}"):
+        pretrained.load(MAIN, "cpu", folder)
+    (folder / f"{MAIN}.json").unlink()
+    with pytest.raises(RuntimeError, match=rf"{MAIN}\.json is not there.*{train}"):
+        pretrained.load(MAIN, "cpu", folder)
+
+
+@pytest.mark.parametrize("size", [0, 50, -1])
+def test_truncated_weights_are_refused(folder, size):
+    path = folder / f"{MAIN}.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(RuntimeError, match=rf"{MAIN}\.safetensors is truncated or no safetensors"):
+        pretrained.load(MAIN, "cpu", folder)
+
+
+def test_foreign_weights_are_refused(folder):
+    path = folder / f"{MAIN}.safetensors"
+    torch.save({"weight": torch.zeros(3)}, path)  # a pickle is never read
+    with pytest.raises(RuntimeError, match="truncated or no safetensors file"):
+        pretrained.load(MAIN, "cpu", folder)
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(RuntimeError, match="not written by ddmlib"):
+        pretrained.load(MAIN, "cpu", folder)
+    shutil.copy(folder / f"{FEATURES}.safetensors", path)
+    with pytest.raises(RuntimeError, match=rf"{MAIN}.safetensors does not fit.*missing \['network"):
+        pretrained.load(MAIN, "cpu", folder)
+
+
+def test_weights_of_the_wrong_shape_are_refused(folder):
+    path = folder / f"{MAIN}.safetensors"
+    tensors, note = training.load_tensors(path)
+    key = "network.last.bias"
+    training.save_tensors(path, tensors | {key: torch.zeros(5)}, note)
+    with pytest.raises(RuntimeError, match=f"wrong shape.*{key}"):
+        pretrained.load(MAIN, "cpu", folder)
+
+
+def test_half_precision_weights_are_loaded_in_single(folder):
+    path = folder / f"{MAIN}.safetensors"
+    tensors, note = training.load_tensors(path)
+    training.save_tensors(path, {k: v.half() for k, v in tensors.items()}, note)
+    denoiser, _ = pretrained.load(MAIN, "cpu", folder)
+    assert all(p.dtype == torch.float32 for p in denoiser.parameters())
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def test_command_line_lists_names_as_a_module():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ddmlib", "list"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == pretrained.names()
+
+
+def test_command_line_trains_and_shows_a_card(tmp_path, capsys, smoke):
+    where = ["--folder", str(tmp_path)]
+    train = ["train", MAIN, "--budget", "smoke", "--device", "cpu", *where]
+    assert command_line.main(train) == 0
+    assert "samples/s" in capsys.readouterr().out
+    assert command_line.main(["card", MAIN, *where]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card == pretrained.card(MAIN, tmp_path)
+    assert card["training"] == pretrained.card(MAIN, smoke)["training"]
+    assert same_weights(smoke, tmp_path)
+
+
+def test_command_line_reports_errors(capsys, tmp_path):
+    assert command_line.main(["card", "lorenz"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: name must be one of")
+    assert command_line.main(["card", MAIN, "--folder", str(tmp_path)]) == 1
+    assert "python -m ddmlib train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command_line.main(["train", MAIN, "--budget", "huge"])

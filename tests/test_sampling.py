@@ -1,0 +1,519 @@
+"""Samplers: orders, laws and equivalences on the Gaussian, where everything is known.
+
+On a Gaussian every step is affine, x_s = A x_t + b (+ noise of a given std), so mean and covariance
+are carried through a sampler exactly, from its action on zero and the unit vectors.
+"""
+
+import math
+from itertools import pairwise
+
+import pytest
+import scipy.stats
+import torch
+
+from ddmlib import datasets, denoisers, sampling, schedules
+from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser
+
+MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
+COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+def gaussian(schedule=None):
+    return GaussianDenoiser(MEAN, COVARIANCE, schedule)
+
+
+def law(schedule, t):
+    """Return mean and covariance of x_t."""
+    alpha, sigma = (float(v) for v in schedule(t))
+    return alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * EYE
+
+
+def constant_noise(monkeypatch, value):
+    monkeypatch.setattr(
+        sampling.noise, "normal_like", lambda x, generator=None: torch.full_like(x, value)
+    )
+
+
+def propagate(schedule, grid, method, monkeypatch):
+    """Return mean and covariance at the end of `reverse`, from the exact ones at its start."""
+    denoiser = gaussian(schedule)
+    mean, covariance = law(schedule, grid[0])
+    basis = torch.cat((torch.zeros(1, 2, dtype=torch.float64), EYE))
+    pairs = torch.stack((grid[:-1], grid[1:]), 1) if method == "ddpm" else [grid]
+    for part in pairs:  # the noise of each stochastic step adds to the covariance
+        constant_noise(monkeypatch, 0.0)
+        out = sampling.reverse(denoiser, basis, part, method=method)
+        shift, matrix = out[0], (out[1:] - out[0]).mT
+        constant_noise(monkeypatch, 1.0)
+        std = (sampling.reverse(denoiser, basis, part, method=method) - out)[0]
+        mean = matrix @ mean + shift
+        covariance = matrix @ covariance @ matrix.mT + (std**2).diag()
+    return mean, covariance
+
+
+def slope(steps, errors):
+    x = torch.tensor([math.log(n) for n in steps])
+    y = -torch.tensor([math.log(e) for e in errors])
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+
+
+# --- orders --------------------------------------------------------------------------------------
+
+SMOOTH = {  # sigma/alpha is a smooth function of t within (0, 1)
+    "VariancePreserving": schedules.VariancePreserving(),
+    "Straight": schedules.Straight(),
+    "VarianceExploding": schedules.VarianceExploding(),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+@pytest.mark.parametrize(
+    ("method", "order"), [("ddim", 0.9), ("ddpm", 0.9), ("heun", 1.8), ("multistep", 1.8)]
+)
+def test_errors_of_mean_and_covariance_fall_with_the_order(
+    method, order, spacing, name, monkeypatch
+):
+    schedule = SMOOTH[name]
+    start, end = (float(schedule.time(r)) for r in (20.0, 0.01))
+    steps, mean_errors, errors = [64, 128, 256, 512], [], []
+    for n in steps:
+        if spacing == "time":
+            grid = torch.linspace(start, end, n + 1, dtype=torch.float64)
+        else:  # the last step, to zero noise, does not shrink with the others
+            grid = sampling.times(schedule, n + 1, spacing=spacing, start=start, ratios=(0.01, 80))
+            grid = grid[:-1]
+        mean, covariance = propagate(schedule, grid, method, monkeypatch)
+        exact_mean, exact_covariance = law(schedule, grid[-1])
+        mean_errors.append(float((mean - exact_mean).norm()))
+        errors.append(float((covariance - exact_covariance).norm()))
+    assert slope(steps, errors) >= order
+    assert slope(steps, mean_errors) >= order
+    assert errors[-1] < (0.1 if order < 1 else 0.01)
+
+
+@pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.Linear()], ids=repr)
+@pytest.mark.parametrize(
+    ("method", "order"), [("ddim", 0.9), ("ddpm", 0.9), ("heun", 1.8), ("multistep", 1.8)]
+)
+def test_order_down_to_clean_data_on_the_schedules_of_f24(method, order, schedule, monkeypatch):
+    steps, errors = [32, 64, 128, 256], []
+    for n in steps:
+        grid = sampling.times(schedule, n, spacing="log-ratio", start=0.9, ratios=(1e-5, 80))
+        _, covariance = propagate(schedule, grid, method, monkeypatch)
+        errors.append(float((covariance - COVARIANCE).norm()))
+    assert slope(steps, errors) >= order
+
+
+# --- equivalences --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def draw(device, generator):
+    g = generator(1)
+
+    def draw(*shape, dtype=torch.float64):
+        return torch.randn(*shape, generator=g, dtype=dtype).to(device)
+
+    return draw
+
+
+def levels(schedule, t, s, device):
+    return tuple(tuple(v.to(device) for v in schedule(w)) for w in (t, s))
+
+
+EVERY = [
+    schedules.Cosine(),
+    schedules.VarianceExploding(),
+    schedules.Straight(),
+    schedules.SubVariancePreserving(),
+    schedules.CosineSquared(),
+]
+every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda s: type(s).__name__)
+
+
+@every_schedule
+def test_ddim_is_the_exponential_euler_step(schedule, draw, device):
+    x, x_0 = draw(20, 2), draw(20, 2)
+    level_t, level_s = levels(schedule, 0.7, 0.6, device)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = level_t, level_s
+    eps = (x - alpha_t * x_0) / sigma_t
+    ratio = alpha_s / alpha_t
+    expected = ratio * x + (sigma_s - ratio * sigma_t) * eps
+    ours = sampling.ddim_step(x, x_0, level_t, level_s)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+def test_ddim_is_an_euler_step_of_the_probability_flow(schedule, draw, device):
+    x, x_0 = draw(20, 2), draw(20, 2)
+    level_t, level_s = levels(schedule, 0.7, 0.6, device)
+    y, r, r_s = x / level_t[0], level_t[1] / level_t[0], level_s[1] / level_s[0]
+    expected = level_s[0] * (y + (r_s - r) * (y - x_0) / r)
+    ours = sampling.ddim_step(x, x_0, level_t, level_s)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+def test_ancestral_without_noise_is_ddim(schedule, draw, device):
+    x, x_0 = draw(20, 2), draw(20, 2)
+    level = levels(schedule, 0.7, 0.6, device)
+    mean, std = sampling.ancestral_step(x, x_0, *level, eta=0.0)
+    torch.testing.assert_close(mean, sampling.ddim_step(x, x_0, *level), rtol=1e-12, atol=1e-12)
+    assert float(std) == 0
+
+
+@every_schedule
+def test_ancestral_is_the_posterior_by_bayes(schedule, draw, device):
+    """Product of x_s|x_0 and of x_t|x_s, by precisions."""
+    x, x_0 = draw(20, 2), draw(20, 2)
+    level_t, level_s = levels(schedule, 0.7, 0.6, device)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = level_t, level_s
+    factor = alpha_t / alpha_s
+    forward = sigma_t**2 - factor**2 * sigma_s**2
+    precision = 1 / sigma_s**2 + factor**2 / forward
+    expected = (alpha_s * x_0 / sigma_s**2 + factor * x / forward) / precision
+    mean, std = sampling.ancestral_step(x, x_0, level_t, level_s)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(std, precision**-0.5, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ancestral_keeps_the_marginal_for_any_eta(eta, device):
+    """With the true x_0 a step maps N(alpha_t x_0, sigma_t²) to N(alpha_s x_0, sigma_s²)."""
+    level = levels(schedules.Cosine(), 0.7, 0.4, device)
+    x_0 = torch.zeros(1, device=device, dtype=torch.float64)
+    one, std = sampling.ancestral_step(x_0 + 1, x_0, *level, eta=eta)
+    total = (one * level[0][1]) ** 2 + std**2
+    torch.testing.assert_close(total, level[1][1][None] ** 2, rtol=1e-10, atol=0)
+
+
+def test_first_multistep_step_and_steps_to_clean_data_are_ddim(draw, device):
+    x, x_0, before = draw(20, 2), draw(20, 2), draw(20, 2)
+    level_b, level_t = levels(schedules.Cosine(), 0.8, 0.7, device)
+    level_s, clean = levels(schedules.Cosine(), 0.6, 0.0, device)
+    first = sampling.multistep_step(x, x_0, level_t, level_s, None)
+    assert torch.equal(first, sampling.ddim_step(x, x_0, level_t, level_s))
+    last = sampling.multistep_step(x, x_0, level_t, clean, (before, level_b))
+    assert torch.equal(last, sampling.ddim_step(x, x_0, level_t, clean))
+    torch.testing.assert_close(last, x_0)
+
+
+def test_multistep_is_dpm_solver_pp_2m(draw, device):
+    """Lu et al. (2022), algorithm 2, in its own symbols."""
+    x, x_0, before = draw(20, 2), draw(20, 2), draw(20, 2)
+    schedule = schedules.VariancePreserving()
+    level_b, level_t = levels(schedule, 0.8, 0.7, device)
+    level_s = levels(schedule, 0.6, 0.6, device)[0]
+    lam = [torch.log(a / s) for a, s in (level_b, level_t, level_s)]
+    h = lam[2] - lam[1]
+    r = (lam[1] - lam[0]) / h
+    d = (1 + 1 / (2 * r)) * x_0 - before / (2 * r)
+    expected = level_s[1] / level_t[1] * x - level_s[0] * torch.expm1(-h) * d
+    ours = sampling.multistep_step(x, x_0, level_t, level_s, (before, level_b))
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_reverse_is_a_loop_over_the_steps(draw, device):
+    denoiser, grid = gaussian(schedules.Cosine()), torch.tensor([0.9, 0.7, 0.5, 0.2, 0.0]).double()
+    start = draw(10, 2)
+    x, y, z, before = start, start, start, None
+    for t, s in pairwise(grid):
+        level = levels(denoiser.schedule, float(t), float(s), device)
+        x = sampling.ddim_step(x, denoiser(x, t), *level)
+        y = sampling.heun_step(y, denoiser(y, t), *level, denoiser)
+        z_0 = denoiser(z, t)
+        z, before = sampling.multistep_step(z, z_0, *level, before), (z_0, level[0])
+    for method, expected in (("ddim", x), ("heun", y), ("multistep", z)):
+        ours = sampling.reverse(denoiser, start, grid, method=method)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+@pytest.mark.parametrize("spacing", ["log-ratio", "karras"])
+def test_samples_do_not_depend_on_the_schedule(method, spacing, device, generator):
+    """On a grid of sigma/alpha two schedules take the same steps in x/alpha."""
+    samples = [
+        sampling.sample(
+            gaussian(schedule),
+            (50, 2),
+            steps=12,
+            method=method,
+            spacing=spacing,
+            ratios=(0.02, 40.0),
+            generator=generator(3),
+            device=device,
+            dtype=torch.float64,
+        )
+        for schedule in (
+            schedules.Cosine(),
+            schedules.VarianceExploding(),
+            schedules.Straight(),
+            schedules.VariancePreserving(),
+        )
+    ]
+    for other in samples[1:]:
+        torch.testing.assert_close(other, samples[0], rtol=1e-6, atol=1e-6)
+
+
+# --- laws ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+@pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.VarianceExploding()], ids=repr)
+def test_samples_of_the_gaussian_pass_kolmogorov_smirnov(method, schedule, device, generator):
+    x = sampling.sample(
+        gaussian(schedule),
+        (3000, 2),
+        steps=200 if method == "ddpm" else 60,
+        method=method,
+        generator=generator(7),
+        device=device,
+    ).cpu()
+    white = (x.double() - MEAN) @ torch.linalg.inv(torch.linalg.cholesky(COVARIANCE)).mT
+    directions = {"first": white[:, 0], "second": white[:, 1], "sum": white.sum(1) / 2**0.5}
+    for values in directions.values():
+        assert scipy.stats.kstest(values.numpy(), "norm").pvalue > 0.01
+    assert scipy.stats.kstest(white.square().sum(1).numpy(), "chi2", args=(2,)).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("method", "steps"), [("ddpm", 200), ("ddim", 100), ("heun", 40)])
+@pytest.mark.parametrize("t", [0.13, 0.5])
+def test_resample_follows_the_law_of_partial_diffusion(method, steps, t, device, generator):
+    """Diffusing z and drawing from p(x_0|x_t), or following the flow: both Gaussian, known."""
+    denoiser, z = gaussian(), torch.tensor([[1.5, 0.2], [-0.5, -1.0]], dtype=torch.float64)
+    alpha, sigma = (float(v) for v in denoiser.schedule(t))
+    marginal = alpha**2 * COVARIANCE + sigma**2 * EYE
+    if method == "ddpm":
+        gain = alpha * COVARIANCE @ torch.linalg.inv(marginal)
+        left = COVARIANCE - alpha * gain @ COVARIANCE
+    else:  # along each eigenvector of P the flow scales by the ratio of the standard deviations
+        variances, axes = torch.linalg.eigh(COVARIANCE)
+        gain = axes @ (variances / (alpha**2 * variances + sigma**2)).sqrt().diag() @ axes.mT
+        left = torch.zeros(2, 2, dtype=torch.float64)
+    mean = MEAN + alpha * (z - MEAN) @ gain.mT
+    covariance = sigma**2 * gain @ gain.mT + left
+    n = 20_000
+    ens = sampling.resample(
+        denoiser, z.to(device), t=t, members=n, steps=steps, method=method, generator=generator(2)
+    ).cpu()
+    assert ens.shape == (2, n, 2)
+    std = covariance.diag().sqrt()
+    for k in range(2):
+        assert ((ens[k].mean(0) - mean[k]).abs() < (4 / n**0.5 + 0.01) * std).all()
+        ours = torch.cov(ens[k].mT)
+        assert ((ours - covariance).abs() < 0.05 * std[:, None] * std).all()
+
+
+def test_resample_goes_from_the_state_itself_to_free_samples(device, generator):
+    denoiser, z = gaussian(), torch.tensor([[3.0, 1.0]], dtype=torch.float64, device=device)
+    arguments = {"members": 4000, "steps": 30, "generator": generator(1)}
+    near = sampling.resample(denoiser, z, t=0.002, **arguments)
+    assert float((near - z[:, None]).abs().max()) < 0.1
+    free = sampling.resample(denoiser, z, t=1.0, **arguments)[0].cpu()
+    assert free.mean(0).tolist() == pytest.approx(MEAN.tolist(), abs=0.07)
+    assert torch.cov(free.mT).flatten().tolist() == pytest.approx(
+        COVARIANCE.flatten().tolist(), abs=0.08
+    )
+
+
+def test_samples_of_the_empirical_denoiser_are_its_data(device, generator):
+    data = torch.randn(20, 2, generator=generator(1)).to(device)
+    x = sampling.sample(
+        EmpiricalDenoiser(data), (200, 2), method="heun", generator=generator(2), device=device
+    )
+    distance = torch.cdist(x, data).amin(1)
+    assert float((distance < 1e-2).float().mean()) > 0.97  # it memorises
+
+
+# --- reproducibility -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+def test_seeds_fix_samples(method, device, generator):
+    def draw(seed, where=device):
+        settings = {"steps": 8, "method": method, "generator": generator(seed)}
+        return sampling.sample(gaussian(), (30, 2), device=where, **settings)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    torch.testing.assert_close(draw(1).cpu(), draw(1, "cpu"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ddim", "heun", "multistep"])
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
+def test_chunks_do_not_change_samples(method, chunk, device, generator):
+    def draw(**changes):
+        settings = {"steps": 6, "method": method, "generator": generator(1), "device": device}
+        return sampling.sample(gaussian(), (30, 4, 2), dtype=torch.float64, **settings, **changes)
+
+    torch.testing.assert_close(draw(chunk=chunk), draw(), rtol=1e-10, atol=1e-10)
+
+
+def test_chunks_keep_the_law_of_stochastic_samples(device, generator):
+    x = sampling.sample(
+        gaussian(),
+        (4000, 2),
+        steps=100,
+        method="ddpm",
+        generator=generator(1),
+        chunk=1500,
+        device=device,
+    )
+    assert x.mean(0).tolist() == pytest.approx(MEAN.tolist(), abs=0.06)
+    assert torch.cov(x.mT).flatten().tolist() == pytest.approx([1, 0.5, 0.5, 0.6], abs=0.08)
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+@pytest.mark.parametrize("schedule", EVERY, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+def test_samples_are_finite_and_of_the_asked_kind(method, schedule, spacing, device, generator):
+    for dtype in (torch.float32, torch.float64):
+        x = sampling.sample(
+            gaussian(schedule),
+            (5, 3, 2),
+            steps=10,
+            method=method,
+            spacing=spacing,
+            generator=generator(),
+            device=device,
+            dtype=dtype,
+        )
+        assert x.shape == (5, 3, 2)
+        assert x.dtype == dtype
+        assert x.device.type == device.type
+        assert torch.isfinite(x).all()
+        assert float(x.abs().max()) < 10
+        assert not x.requires_grad
+
+
+def test_default_ratios_are_those_a_network_was_trained_on(monkeypatch):
+    seen = []
+    real = sampling.times
+
+    def times(schedule, steps, **settings):
+        seen.append(settings["ratios"])
+        return real(schedule, steps, **settings)
+
+    monkeypatch.setattr(sampling, "times", times)
+    net = torch.nn.Linear(2, 2)
+    net.forward = lambda u, level: u  # type: ignore[method-assign]
+    identity = datasets.Standardizer.identity(2)
+    for ratios in ((0.01, 30.0), (1e-4, 1e4)):
+        denoiser = denoisers.NetworkDenoiser(net, schedules.Cosine(), identity, "state", ratios)
+        sampling.sample(denoiser, (2, 2), steps=3)
+    sampling.sample(gaussian(), (2, 2), steps=3)
+    assert seen == [(0.01, 30.0), (2e-3, 80.0), (2e-3, 80.0)]
+
+
+class Counting(GaussianDenoiser):
+    """Counts its evaluations."""
+
+    calls = 0
+
+    def denoise(self, x_t, alpha_t, sigma_t):
+        self.calls += 1
+        return super().denoise(x_t, alpha_t, sigma_t)
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_evaluations_are_counted_right(method, steps):
+    denoiser = Counting(MEAN, COVARIANCE)
+    sampling.sample(denoiser, (3, 2), steps=steps, method=method)
+    assert denoiser.calls == sampling.evaluations(method, steps)
+
+
+# --- grids ---------------------------------------------------------------------------------------
+
+
+@every_schedule
+@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+@pytest.mark.parametrize("start", [1.0, 0.3])
+@pytest.mark.parametrize("steps", [1, 2, 25])
+def test_times_decrease_from_the_start_to_zero(schedule, spacing, start, steps):
+    grid = sampling.times(schedule, steps, spacing=spacing, start=start, ratios=(2e-3, 1e9))
+    assert grid.shape == (steps + 1,)
+    assert grid.dtype == torch.float64
+    assert float(grid[0]) == pytest.approx(start, abs=1e-6)
+    assert float(grid[-1]) == 0
+    assert (grid.diff() < 0).all()
+
+
+def test_times_are_even_in_what_they_say():
+    schedule = schedules.Cosine()
+    steps = sampling.times(schedule, 20, spacing="time", start=0.8).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, -0.04))
+    ratio = schedule.ratio(sampling.times(schedule, 20, ratios=(0.01, 50.0), spacing="log-ratio"))
+    assert ratio[[0, 19]].tolist() == pytest.approx([50.0, 0.01])
+    logs = ratio[:-1].log().diff()
+    torch.testing.assert_close(logs, torch.full_like(logs, -math.log(5000) / 19))
+    ratio = schedule.ratio(sampling.times(schedule, 20, ratios=(0.01, 50.0), spacing="karras"))
+    assert ratio[[0, 19]].tolist() == pytest.approx([50.0, 0.01])
+    # Karras et al. (2022), eq. 5
+    i, n, rho = 7, 20, 7
+    expected = (50 ** (1 / rho) + i / (n - 1) * (0.01 ** (1 / rho) - 50 ** (1 / rho))) ** rho
+    assert float(ratio[i]) == pytest.approx(expected)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"shape": (5, 3)}, ValueError, r"shape must be \(\*batch, 2\)"),
+        ({"shape": (2,)}, ValueError, "shape must be"),
+        ({"shape": (0, 2)}, ValueError, "positive sizes"),
+        ({"method": "euler"}, ValueError, "method must be one of ddim"),
+        ({"spacing": "even"}, ValueError, "spacing must be one of"),
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"steps": 2.0}, TypeError, "steps must be an integer"),
+        ({"ratios": (5.0, 1.0)}, ValueError, "ratios must satisfy"),
+        ({"ratios": (0.0, 1.0), "schedule": schedules.Straight()}, ValueError, "ratios must"),
+        ({"chunk": 0}, ValueError, "chunk must be at least 1"),
+    ],
+)
+def test_sample_refuses(changes, error, words):
+    arguments = {"shape": (4, 2), "steps": 3} | changes
+    denoiser = gaussian(arguments.pop("schedule", None))
+    with pytest.raises(error, match=words):
+        sampling.sample(denoiser, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"z": torch.zeros(4, 3)}, ValueError, r"z must have shape \(\.\.\., 2\)"),
+        ({"z": torch.full((4, 2), math.nan)}, ValueError, "z must be finite"),
+        ({"z": torch.zeros(4, 2, dtype=torch.long)}, TypeError, "z must be a floating"),
+        ({"z": [[0.0, 0.0]]}, TypeError, "z must be a torch.Tensor"),
+        ({"t": 0.0}, ValueError, r"t must lie in \(0, 1\]"),
+        ({"t": 1.2}, ValueError, r"t must lie in \(0, 1\]"),
+        ({"members": 0}, ValueError, "members must be at least 1"),
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"method": "euler"}, ValueError, "method must be one of"),
+        ({"spacing": "even"}, ValueError, "spacing must be one of"),
+    ],
+)
+def test_resample_refuses(changes, error, words):
+    arguments = {"z": torch.zeros(4, 2), "t": 0.1, "members": 2, "steps": 3} | changes
+    with pytest.raises(error, match=words):
+        sampling.resample(gaussian(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "grid", [[0.5], [0.1, 0.5], [0.5, 0.5, 0.0], [[0.5, 0.0]], [1.5, 0.0], [0.5, -0.1]]
+)
+def test_reverse_refuses_grids(grid):
+    with pytest.raises(ValueError, match="grid must be"):
+        sampling.reverse(gaussian(), torch.zeros(3, 2), torch.tensor(grid))
+
+
+def test_reverse_refuses_states():
+    grid = torch.tensor([0.5, 0.0])
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 2\)"):
+        sampling.reverse(gaussian(), torch.zeros(3, 1), grid)
+    with pytest.raises(TypeError, match="x must be"):
+        sampling.reverse(gaussian(), None, grid)
