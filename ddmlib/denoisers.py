@@ -17,7 +17,7 @@ so `Denoiser.with_schedule` changes the schedule of any of them.
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ class Denoiser(ABC):
         alpha, sigma = self.levels(x_t, t)
         return velocity_from_state(self.denoise(x_t, alpha, sigma), x_t, alpha, sigma)
 
-    def with_schedule(self, schedule: Schedule) -> "Denoiser":
+    def with_schedule(self, schedule: Schedule) -> Self:
         """Return the same denoiser (sharing its parameters) under another schedule."""
         other = copy.copy(self)
         other.schedule = schedule
@@ -311,10 +311,6 @@ class NetworkDenoiser(nn.Module, Denoiser):
         """Return log(s/c) clamped to the trained range, without its last axis."""
         low, high = self.ratios
         return torch.log(s / c).clamp(math.log(low), math.log(high))[..., 0]
-
-    def with_schedule(self, schedule: Schedule) -> "NetworkDenoiser":
-        """Return a denoiser that shares this network's parameters under another schedule."""
-        return type(self)(self.network, schedule, self.standardizer, self.head, self.ratios)
 
 
 def normalise(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,8 +42,8 @@ class System(Protocol):
 def _lorenz63_rows(
     sigma: float, rho: float, beta: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Rows of the linear part of the tendency, then the two rows (-z, y) that multiply x."""
-    rows = [[-sigma, sigma, 0], [rho, -1, 0], [0, 0, -beta], [0, 0, -1], [0, 1, 0]]
+    """Rows of the linear part of the tendency, then the rows (0, -z, y) that multiply x."""
+    rows = [[-sigma, sigma, 0], [rho, -1, 0], [0, 0, -beta], [0, 0, 0], [0, 0, -1], [0, 1, 0]]
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
@@ -75,11 +75,12 @@ class Lorenz63:
         -------
         Tensor of shape (..., 3)
         """
+        if x.ndim != 2:
+            return self.tendency(x.reshape(-1, 3)).reshape(x.shape)
         rows = _lorenz63_rows(self.sigma, self.rho, self.beta, x.dtype, x.device)
-        columns = x.reshape(-1, 3).mT  # (3, n)
-        linear = rows @ columns  # (5, n)
-        nonlinear = torch.addcmul(linear[1:3], columns[:1], linear[3:])  # (2, n)
-        return torch.cat((linear[:1], nonlinear)).mT.reshape(x.shape)
+        columns = x.mT
+        linear, factor = torch.mm(rows, columns).chunk(2)  # (3, n) each
+        return torch.addcmul(linear, columns.narrow(0, 0, 1), factor).mT
 
     def fixed_points(self) -> Tensor:
         """Return the three steady states, shape (3, 3), float64: the origin, then the two lobes."""
@@ -156,7 +157,8 @@ def integrate(system: System, x0: Tensor, *, dt: float, steps: int, every: int =
             for _ in range(every):
                 x = rk4(system.tendency, x, dt)
             block.append(x)
-        out[:, 1 + start : 1 + start + len(block)] = torch.stack(block, dim=1)
+        rows = torch.cat([states.mT for states in block])  # each state as it lies in memory
+        out[:, 1 + start : 1 + start + len(block)] = rows.mT.unflatten(1, (-1, system.dim))
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"the integration diverged: dt={dt} is too long for these states")
     return out.reshape(*batch, kept + 1, system.dim)

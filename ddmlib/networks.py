@@ -59,8 +59,10 @@ class ResidualBlock(nn.Module):
         scale, shift = self.film(embedding).chunk(2, dim=-1)
         h = nn.functional.layer_norm(x, x.shape[-1:])
         h = torch.addcmul(shift, h, 1 + scale)
-        h = self.outer(self.activation(self.inner(h)))
-        return torch.addcmul(x, h, self.gate)
+        h = self.activation(self.inner(h))
+        # gate * outer(h): the gate multiplies the weights, not the states, which are far more
+        weight, bias = self.gate[:, None] * self.outer.weight, self.gate * self.outer.bias
+        return x + nn.functional.linear(h, weight, bias)
 
 
 class ResidualMLP(nn.Module):

@@ -42,7 +42,10 @@ def card(name: str, folder: Path | None = None) -> dict[str, Any]:
     path = (folder or WEIGHTS) / f"{name}.json"
     if not path.exists():
         raise RuntimeError(f"{path.name} is not there; train it: python -m ddmlib train {name}")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise RuntimeError(f"{path.name} is truncated or no card: {error}") from error
 
 
 def build(settings: dict[str, Any]) -> nn.Module:
@@ -134,7 +137,7 @@ def train(
     settings = dict(recipe.budgets[budget])
     loss = recipe.loss(module, settings, device)
     average = training.Average(module, recipe.decay) if recipe.decay else None
-    start = time.perf_counter()
+    start, last = time.perf_counter(), None  # no record comes from a checkpoint that was complete
     for progress in training.fit(
         module,
         loss,
@@ -147,6 +150,7 @@ def train(
         report_every=max(1, settings["steps"] // 100),
         checkpoint=checkpoint,
     ):
+        last = round(progress.loss, 6)
         if report is not None:
             report(progress)
     seconds = time.perf_counter() - start
@@ -158,7 +162,7 @@ def train(
         "model": recipe.model,
         "training": settings
         | {"lr": recipe.lr, "lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
-        | {"final_loss": round(progress.loss, 6)},
+        | {"final_loss": last},
         "made_on": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),

@@ -19,6 +19,7 @@ of this equation:
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,29 +112,29 @@ def ancestral_step(
     return alpha_s * x_0 + remaining * noise_from_state(x_0, x_t, *level_t), std
 
 
+def extrapolate(
+    x_0: Tensor, level_t: Level, level_s: Level, before: tuple[Tensor, Level] | None
+) -> Tensor:
+    """Return x̂ extrapolated to the middle of the step from t to s, linearly in log(alpha/sigma).
+
+    ``before`` holds the previous step's x̂ and level; without it, or when s is free of noise, x̂ is
+    returned as it is.  With h the step in log(alpha/sigma) and h' the one before, the result is
+    x̂ + (h / 2h') (x̂ - x̂_before).  Source: Lu et al. (2022), DPM-Solver++(2M).
+    """
+    if before is None or not bool((level_s[1] > 0).all()):
+        return x_0
+    x_before, (alpha_b, sigma_b) = before
+    log_t = torch.log(level_t[0] / level_t[1])
+    h = torch.log(level_s[0] / level_s[1]) - log_t
+    h_before = log_t - torch.log(alpha_b / sigma_b)
+    return x_0 + h / (2 * h_before) * (x_0 - x_before)
+
+
 def multistep_step(
     x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level, before: tuple[Tensor, Level] | None
 ) -> Tensor:
-    """Return x_s with x̂ extrapolated linearly in log(sigma/alpha) from the last two estimates.
-
-    Parameters
-    ----------
-    before : tuple of Tensor and Level, optional
-        The previous step's x̂ and level; without it, or when s is free of noise, the step is
-        `ddim_step`.
-
-    Notes
-    -----
-    With h the step in log(alpha/sigma) and h' the one before, the estimate of x̂ at the middle is
-    x̂_t + (h / 2h') (x̂_t - x̂_before).  Source: Lu et al. (2022), DPM-Solver++(2M).
-    """
-    if before is not None and bool((level_s[1] > 0).all()):
-        x_before, (alpha_b, sigma_b) = before
-        log_t = torch.log(level_t[0] / level_t[1])
-        h = torch.log(level_s[0] / level_s[1]) - log_t
-        h_before = log_t - torch.log(alpha_b / sigma_b)
-        x_0 = x_0 + h / (2 * h_before) * (x_0 - x_before)
-    return ddim_step(x_t, x_0, level_t, level_s)
+    """Return x_s of `ddim_step` with x̂ from `extrapolate`: second order, one evaluation."""
+    return ddim_step(x_t, extrapolate(x_0, level_t, level_s, before), level_t, level_s)
 
 
 def heun_step(
@@ -142,7 +143,8 @@ def heun_step(
     """Return x_s by the trapezoidal rule for dy/dr = eps, y = x/alpha, r = sigma/alpha.
 
     Evaluates the denoiser a second time at the end of the Euler step, unless s is free of noise or
-    t is free of signal (there r is infinite).
+    t is free of signal (there r is infinite).  The rule is linear in r: long steps at large r, as a
+    few even ones in t make them, are inaccurate; "log-ratio" and "karras" grids avoid them.
     Source: Karras et al. (2022), algorithm 1.
     """
     x_s = ddim_step(x_t, x_0, level_t, level_s)
@@ -154,11 +156,6 @@ def heun_step(
     return alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * (eps_t + eps_s) / 2)
 
 
-def _to(level: Level, x: Tensor) -> Level:
-    alpha, sigma = level
-    return alpha.to(x.device, x.dtype), sigma.to(x.device, x.dtype)
-
-
 @torch.no_grad()
 def reverse(
     denoiser: Denoiser,
@@ -166,6 +163,8 @@ def reverse(
     grid: Tensor,
     *,
     method: str = "ddim",
+    eta: float | None = None,
+    clean: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -180,37 +179,51 @@ def reverse(
         Decreasing pseudo-times, as from `times`.
     method : str
         "ddim", "ddpm", "heun" or "multistep".
+    eta : float, optional
+        Share of fresh noise in each step, 0 to 1; see `ancestral_step`.  Default: 1 for "ddpm", 0
+        for the others.  "multistep" with eta = 1 forgets errors of the denoiser that a
+        deterministic rule keeps (Lu et al. 2022, SDE-DPM-Solver++ 2M).
+    clean : bool
+        End without noise, even where the schedule leaves a little at ``grid[-1]``.
     generator : torch.Generator, optional
-        Used by "ddpm" only.
+        Used when eta > 0.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    Tensor of shape (*batch, d)
     """
     checks.choice("method", method, METHODS)
     checks.last_axis("x", x, len(denoiser.standardizer.mean))
     falling = grid.ndim == 1 and len(grid) > 1 and bool((grid.diff() < 0).all())
     if not falling or not 0 <= float(grid[-1]) < float(grid[0]) <= 1:
         raise ValueError("grid must be a decreasing sequence of two or more times in [0, 1]")
+    share = _share_of_noise(method, eta)
     # (1,) rather than (): a level then broadcasts like any other, with its last axis in place
     alphas, sigmas = denoiser.schedule(grid.to(torch.float64).cpu()[:, None])
-    levels = [_to(level, x) for level in zip(alphas, sigmas, strict=True)]
+    levels = list(zip(alphas.to(x), sigmas.to(x), strict=True))
+    if clean:
+        levels[-1] = (torch.ones_like(levels[-1][0]), torch.zeros_like(levels[-1][1]))
     before: tuple[Tensor, Level] | None = None
     for level_t, level_s in tqdm(list(pairwise(levels)), disable=not progress):
-        x_0 = denoiser.denoise(x, *level_t)
-        if method == "ddim":
-            x = ddim_step(x, x_0, level_t, level_s)
-        elif method == "ddpm":
-            x, std = ancestral_step(x, x_0, level_t, level_s)
+        estimate = x_0 = denoiser.denoise(x, *level_t)
+        if method == "heun":
+            x = heun_step(x, x_0, level_t, level_s, denoiser)
+            continue
+        if method == "multistep":
+            estimate, before = extrapolate(x_0, level_t, level_s, before), (x_0, level_t)
+        if share == 0:
+            x = ddim_step(x, estimate, level_t, level_s)
+        else:
+            x, std = ancestral_step(x, estimate, level_t, level_s, share)
             if bool((std > 0).any()):
                 x = x + std * noise.normal_like(x, generator)
-        elif method == "heun":
-            x = heun_step(x, x_0, level_t, level_s, denoiser)
-        else:
-            x, before = multistep_step(x, x_0, level_t, level_s, before), (x_0, level_t)
     return x
+
+
+def _share_of_noise(method: str, eta: float | None) -> float:
+    """Return eta, by default 1 for "ddpm" and 0 for the others; refuse what makes no sense."""
+    eta = (1.0 if method == "ddpm" else 0.0) if eta is None else eta
+    if not 0 <= eta <= 1 or (method == "heun" and eta > 0):
+        raise ValueError(f"eta must lie in [0, 1], and be 0 for heun; got {eta} for {method}")
+    return eta
 
 
 def evaluations(method: str, steps: int) -> int:
@@ -224,6 +237,7 @@ def sample(
     *,
     steps: int = 50,
     method: str = "ddim",
+    eta: float | None = None,
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
@@ -243,6 +257,8 @@ def sample(
         Steps of the sampler; see `evaluations` for what they cost.
     method : str
         "ddim", "ddpm", "heun" or "multistep".
+    eta : float, optional
+        Share of fresh noise in each step, as in `reverse`.
     spacing : str
         "log-ratio", "karras" or "time"; see `times`.
     ratios : tuple of float, optional
@@ -282,11 +298,8 @@ def sample(
         shape, generator=generator, device=device, dtype=dtype
     )
     parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
-    done = [
-        reverse(denoiser, p, grid, method=method, generator=generator, progress=progress)
-        for p in parts
-    ]
-    return torch.cat(done)
+    run: Any = {"method": method, "eta": eta, "generator": generator, "progress": progress}
+    return torch.cat([reverse(denoiser, part, grid, clean=True, **run) for part in parts])
 
 
 def resample(
@@ -297,6 +310,7 @@ def resample(
     members: int,
     steps: int,
     method: str = "ddpm",
+    eta: float | None = None,
     spacing: str = "time",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -313,7 +327,7 @@ def resample(
         Samples for each state.
     steps : int
         Steps of the reverse process from ``t`` to 0.
-    method, spacing : str
+    method, eta, spacing
         As in `sample`; F24 uses the defaults.
     generator : torch.Generator, optional
         Source of randomness.
@@ -332,4 +346,4 @@ def resample(
     x = alpha * x + sigma * noise.normal(
         x.shape, generator=generator, device=z.device, dtype=z.dtype
     )
-    return reverse(denoiser, x, grid, method=method, generator=generator)
+    return reverse(denoiser, x, grid, method=method, eta=eta, clean=True, generator=generator)

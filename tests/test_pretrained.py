@@ -165,7 +165,7 @@ def test_every_recipe_builds_a_denoiser_or_network(name):
 
 def test_unknown_names_are_refused(tmp_path):
     for call in (pretrained.card, pretrained.load, pretrained.train, pretrained.measure):
-        with pytest.raises(ValueError, match="name must be one of .*lorenz63-states.*'lorenz'"):
+        with pytest.raises(ValueError, match=r"name must be one of .*lorenz63-states.*'lorenz'"):
             call("lorenz")
     with pytest.raises(ValueError, match="budget must be one of default"):
         pretrained.train(MAIN, budget="huge", folder=tmp_path / "new")

@@ -12,16 +12,16 @@ import torch
 
 from ddmlib import metrics, pretrained, recipes, sampling
 
-SAMPLES = 2**16
+SAMPLES = 2**15
 RUNS = [
-    (method, spacing, evaluations)
-    for method, spacing in (
-        ("ddim", "log-ratio"), ("ddim", "time"), ("multistep", "log-ratio"),
-        ("heun", "log-ratio"), ("ddpm", "log-ratio"), ("ddpm", "time"),
+    (method, eta, spacing, evaluations)
+    for method, eta, spacing in (
+        ("ddim", 0, "log-ratio"), ("multistep", 0, "log-ratio"), ("multistep", 1, "log-ratio"),
+        ("heun", 0, "log-ratio"), ("ddpm", 1, "time"),
     )
     for evaluations in (5, 9, 19, 49)
 ]  # fmt: skip
-RUNS += [("ddpm", "time", 199), ("ddpm", "time", 1000)]
+RUNS += [("ddpm", 1, "time", 1000)]
 
 
 def main() -> None:
@@ -29,19 +29,20 @@ def main() -> None:
     denoiser, _ = pretrained.load("lorenz63-states")
     floor = recipes.reference_floor(SAMPLES)
     rows = []
-    for method, spacing, evaluations in RUNS:
+    for method, eta, spacing, evaluations in RUNS:
         steps = (evaluations + 1) // 2 if method == "heun" else evaluations
         x = sampling.sample(
             denoiser,
             (SAMPLES, 3),
             steps=steps,
             method=method,
+            eta=float(eta),
             spacing=spacing,
             generator=torch.Generator().manual_seed(0),
             chunk=recipes.CHUNK,
         ).cpu()
         h = metrics.hellinger_counts(metrics.histogram(x), recipes.reference_histogram())
-        row = {"method": method, "spacing": spacing, "evaluations": evaluations}
+        row = {"method": method, "eta": eta, "spacing": spacing, "evaluations": evaluations}
         rows.append(row | {"hellinger": round(h, 5), "excess": round(metrics.excess(h, floor), 5)})
         print(rows[-1], flush=True)
     result = {

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of ddmlib to what a user would write instead, measured side by side."""

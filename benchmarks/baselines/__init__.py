@@ -1,0 +1,1 @@
+"""What a user would write without ddmlib, plainly; the same mathematics and the same networks."""
