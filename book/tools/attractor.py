@@ -56,8 +56,8 @@ def panels(denoiser: denoisers.Denoiser, number: int, steps: int) -> list[np.nda
     x = noise.normal((number, 3), generator=generator, device=device)
     pictures = [x.cpu().numpy()]
     for start, stop in itertools.pairwise(stops):
-        parts = x.split(2**14)
-        x = torch.cat([sampling.reverse(denoiser, p, grid[start : stop + 1]) for p in parts])
+        part = grid[start : stop + 1]
+        x = torch.cat([sampling.reverse(denoiser, y, part, method="heun") for y in x.split(2**14)])
         alpha, sigma = (float(v) for v in schedule(grid[stop]))
         pictures.append((x / (alpha**2 + sigma**2) ** 0.5).cpu().numpy())
     return pictures
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="use the exact kernel denoiser")
     parser.add_argument("--number", type=int, default=2**18, help="states in each panel")
     parser.add_argument("--points", type=int, default=2**14, help="data points of --exact")
-    parser.add_argument("--steps", type=int, default=50, help="steps of the sampler")
+    parser.add_argument("--steps", type=int, default=25, help="Heun steps of the sampler")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[1] / "_static" / "attractor.png"
     )
