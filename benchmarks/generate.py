@@ -40,10 +40,10 @@ def noise_of_hellinger(samples: int, draws: int = 32) -> float:
 
 def samplers(evaluations: int) -> Iterator[dict[str, Any]]:
     """Yield settings of the samplers that spend that many evaluations a sample, or one less."""
-    for method in ("multistep", "heun", "ddim"):
+    for method, eta in (("multistep", 1.0), ("multistep", 0.0), ("heun", 0.0), ("ddim", 0.0)):
         steps = evaluations // 2 if method == "heun" else evaluations
-        for spacing in ("log-ratio", "karras", "time"):
-            yield {"steps": steps, "method": method, "spacing": spacing}
+        for spacing in ("log-ratio", "karras"):
+            yield {"steps": steps, "method": method, "eta": eta, "spacing": spacing}
 
 
 def equal_quality(denoiser: Any, samples: int, small: bool) -> Row:
@@ -74,7 +74,8 @@ def equal_quality(denoiser: Any, samples: int, small: bool) -> Row:
         )
     used = sampling.evaluations(found["method"], found["steps"])
     settings["found"] = found
-    note += f"; ours {found['hellinger']:.4f}, {found['method']} on {found['spacing']}"
+    note += f"; ours {found['hellinger']:.4f}, {found['method']} (eta {found['eta']:g})"
+    note += f" on {found['spacing']}"
     return Row(
         quantity, used, steps, "evaluations", 20, ratio=steps / used, note=note, settings=settings
     )

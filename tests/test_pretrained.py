@@ -190,6 +190,13 @@ def test_truncated_weights_are_refused(folder, size):
         pretrained.load(MAIN, "cpu", folder)
 
 
+@pytest.mark.parametrize("text", ["", '{"name": ', "weights"])
+def test_truncated_card_is_refused(folder, text):
+    (folder / f"{MAIN}.json").write_text(text)
+    with pytest.raises(RuntimeError, match=rf"{MAIN}\.json is truncated or no card"):
+        pretrained.card(MAIN, folder)
+
+
 def test_foreign_weights_are_refused(folder):
     path = folder / f"{MAIN}.safetensors"
     torch.save({"weight": torch.zeros(3)}, path)  # a pickle is never read

@@ -122,6 +122,50 @@ def test_order_down_to_clean_data_on_the_schedules_of_f24(method, order, schedul
     assert slope(steps, errors) >= order
 
 
+def propagate_with_memory(schedule, grid, monkeypatch):
+    """Return dx_end/dx_start and the covariance of x_end, for the stochastic multistep rule.
+
+    It remembers the estimate of the step before, so the noise of each step is carried to the end on
+    its own: row 0 of the batch is the origin, rows 1-2 the unit vectors, then a pair of rows for
+    each step, in which only that step has noise.
+    """
+    steps, calls = len(grid) - 1, []
+    x = torch.zeros(3 + 2 * steps, 2, dtype=torch.float64)
+    x[1:3] = EYE
+
+    def one_step_only(like, generator=None):
+        out = torch.zeros_like(like)
+        out[3 + 2 * len(calls) : 5 + 2 * len(calls)] = EYE
+        calls.append(like)
+        return out
+
+    monkeypatch.setattr(sampling.noise, "normal_like", one_step_only)
+    out = sampling.reverse(gaussian(schedule), x, grid, method="multistep", eta=1.0)
+    assert len(calls) == steps
+    matrix, noises = (out[1:3] - out[0]).mT, (out[3:] - out[0]).mT
+    _, start = law(schedule, grid[0])
+    return matrix, matrix @ start @ matrix.mT + noises @ noises.mT
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_stochastic_multistep_is_of_second_order_in_law(name, monkeypatch):
+    schedule = SMOOTH[name]
+    start, steps, errors, ancestral = float(schedule.time(20.0)), (32, 64, 128), [], []
+    for n in steps:
+        grid = sampling.times(schedule, n + 1, spacing="log-ratio", start=start, ratios=(0.01, 80))
+        grid = grid[:-1]  # the last step, to zero noise, does not shrink with the others
+        exact = exact_matrix(schedule, grid, "ddpm")
+        _, exact_covariance = law(schedule, grid[-1])
+        matrix, covariance = propagate_with_memory(schedule, grid, monkeypatch)
+        # x̂ is a martingale along the reverse process, so extrapolation leaves the mean exact
+        torch.testing.assert_close(matrix, exact, rtol=0, atol=1e-10)
+        errors.append(float((covariance - exact_covariance).norm()))
+        _, covariance, _ = propagate(schedule, grid, "ddpm", monkeypatch)
+        ancestral.append(float((covariance - exact_covariance).norm()))
+    assert slope(steps, errors) >= 1.8
+    assert all(e < a / 5 for e, a in zip(errors, ancestral, strict=True))
+
+
 # --- equivalences --------------------------------------------------------------------------------
 
 
