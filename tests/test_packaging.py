@@ -35,7 +35,16 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Within a package the order is the one written (the others have no order of their own yet).
-ASSIMILATION = ["observations", "particle", "kalman", "ensemble", "variational", "cycling"]
+ASSIMILATION = [
+    "observations",
+    "particle",
+    "kalman",
+    "ensemble",
+    "variational",
+    "perturbations",
+    "methods",
+    "cycling",
+]
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "tqdm", "ddmlib"} | sys.stdlib_module_names
 
 
