@@ -81,8 +81,8 @@ def etkf(ensemble: Tensor, observation: Observation, *, inflation: Inflation = 1
     """
     mean, x, s, innovation = _prepare(ensemble, observation)
     root = _per_ensemble("inflation", inflation, x).sqrt()
-    weights, transform = _transform(s * root, innovation)
-    return mean + (weights + transform) @ (root * x)
+    s = s * root
+    return mean + (_weights(s, innovation) + _transform(s)) @ (root * x)
 
 
 def enoi(
@@ -126,7 +126,7 @@ def enoi(
     x = x * _per_ensemble("inflation", inflation, x).sqrt()
     s = anomalies(observation.predict(background[..., None, :] + x))[1] / observation.std
     innovation = _innovation(background, observation)
-    weights, _ = _transform(s / math.sqrt(n - 1), innovation[..., None, :])
+    weights = _weights(s / math.sqrt(n - 1), innovation[..., None, :])
     return background + (weights @ x)[..., 0, :]
 
 
@@ -181,11 +181,11 @@ def adaptive_inflation(s: Tensor, innovation: Tensor) -> Tensor:
         fit = u2[..., None, :] / (n - 1 + log_l2.exp()[..., None] * s2[..., None, :])
         return fit.sum(-1) + e * torch.exp(-log_l2) + c * log_l2
 
-    grid = torch.linspace(-1.5, 6.0, 61, dtype=s.dtype, device=s.device).expand(*s.shape[:-2], 61)
-    best = cost(grid).argmin(-1, keepdim=True).clamp(1, 59)
+    grid = torch.linspace(-2.0, 12.0, 57, dtype=s.dtype, device=s.device).expand(*s.shape[:-2], 57)
+    best = cost(grid).argmin(-1, keepdim=True).clamp(1, 55)
     low, high = grid.gather(-1, best - 1), grid.gather(-1, best + 1)
     golden = (math.sqrt(5) - 1) / 2
-    for _ in range(20):  # shrinks the bracket 15 000-fold
+    for _ in range(20):  # narrows the bracket 15 000-fold
         a, b = high - golden * (high - low), low + golden * (high - low)
         left = cost(a) < cost(b)
         low, high = torch.where(left, low, a), torch.where(left, b, high)
@@ -287,22 +287,27 @@ def _prepare(ensemble: Tensor, observation: Observation) -> tuple[Tensor, Tensor
     return mean, x, s, (observation.y[..., None, :] - seen_mean) / observation.std
 
 
-def _transform(s: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights (*batch, 1, N) of the mean and the transform (*batch, N, N) of the
-    anomalies, from S (*batch, N, m) and (y - ȳ)/std (*batch, 1, m)."""
+def _weights(s: Tensor, innovation: Tensor) -> Tensor:
+    """Return the weights (*batch, 1, N) of the anomalies in the increment of the mean, from S
+    (*batch, N, m) and (y - ȳ)/std (*batch, 1, m)."""
     n, m = s.shape[-2:]
-    eye = torch.eye(n, dtype=s.dtype, device=s.device)
     if m <= n:
-        values, vectors = torch.linalg.eigh(s.mT @ s)
-        values = values.clamp(min=0)[..., None, :]
-        projected = s @ vectors
-        weights = (innovation @ vectors / (1 + values)) @ projected.mT
-        # (I + S Sᵀ)^-1/2 = I + S V g Vᵀ Sᵀ; g = ((1 + λ)^-1/2 - 1)/λ in a form that is safe at 0
-        root = (1 + values).sqrt()
-        transform = eye - (projected / (1 + values + root)) @ projected.mT
+        eye = torch.eye(m, dtype=s.dtype, device=s.device)
+        weights = torch.linalg.solve(eye + s.mT @ s, innovation.mT).mT @ s.mT
     else:
+        eye = torch.eye(n, dtype=s.dtype, device=s.device)
+        weights = torch.linalg.solve(eye + s @ s.mT, s @ innovation.mT).mT
+    return weights / math.sqrt(n - 1)
+
+
+def _transform(s: Tensor) -> Tensor:
+    """Return the symmetric transform (I + S Sᵀ)^-1/2 of the anomalies, (*batch, N, N)."""
+    n, m = s.shape[-2:]
+    if m > n:
         values, vectors = torch.linalg.eigh(s @ s.mT)
-        values = values.clamp(min=0)[..., None, :]
-        weights = ((innovation @ s.mT) @ (vectors / (1 + values))) @ vectors.mT
-        transform = (vectors / (1 + values).sqrt()) @ vectors.mT
-    return weights / math.sqrt(n - 1), transform
+        return (vectors / (1 + values.clamp(min=0)).sqrt()[..., None, :]) @ vectors.mT
+    values, vectors = torch.linalg.eigh(s.mT @ s)
+    values, projected = values.clamp(min=0)[..., None, :], s @ vectors
+    # I + S V g Vᵀ Sᵀ with g = ((1 + λ)^-1/2 - 1)/λ, in a form that is safe at λ = 0
+    shrink = (projected / (1 + values + (1 + values).sqrt())) @ projected.mT
+    return torch.eye(n, dtype=s.dtype, device=s.device) - shrink

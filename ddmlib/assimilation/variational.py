@@ -14,10 +14,14 @@ from ddmlib.assimilation.observations import Observation
 
 def jacobian(observation: Observation, x: Tensor) -> Tensor:
     """Return the derivative of the operator at states (*batch, d), shape (*batch, m, d)."""
-    columns = []
-    for direction in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device):
-        columns.append(torch.func.jvp(observation.predict, (x,), (direction.expand_as(x),))[1])
-    return torch.stack(columns, -1)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        seen = observation.predict(x).flatten(0, -2)
+        rows = [
+            torch.autograd.grad(value.sum(), x, retain_graph=True, materialize_grads=True)[0]
+            for value in seen.unbind(-1)
+        ]
+    return torch.stack(rows, -2)
 
 
 def three_d_var(
