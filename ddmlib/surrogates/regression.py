@@ -30,8 +30,8 @@ class Moments(NamedTuple):
 def moments(batches: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     """Gather the moments of features and targets in one pass over batches.
 
-    Each batch is centred on its own mean, and merged with the update of Chan, Golub and LeVeque,
-    so that nothing is lost to a large mean.  Memory is that of the result and of one batch.
+    Each batch is centred on its own mean, and then merged with what came before, so that nothing
+    is lost to a large mean.  Memory is that of the result and of one batch.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def moments(batches: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     TypeError, ValueError
         If a batch is not finite, shapes disagree, or there are fewer than two states in all.
     """
-    mean, scatter, size, targets = torch.empty(0), torch.empty(0), 0, 0
+    total: Moments | None = None
     for features, y in batches:
         checks.finite("features", features)
         checks.finite("targets", y)
@@ -56,27 +56,29 @@ def moments(batches: Iterable[tuple[Tensor, Tensor]]) -> Moments:
                 "features and targets must have shapes (n, k) and (n, m), got "
                 f"{tuple(features.shape)} and {tuple(y.shape)}"
             )
-        rows = torch.cat((features.detach().double(), y.detach().double()), dim=1)
-        if not size:
-            mean, targets = rows.new_zeros(rows.shape[1]), y.shape[1]
-            scatter = rows.new_zeros(rows.shape[1], rows.shape[1])
-        if (rows.shape[1], y.shape[1]) != (len(mean), targets):
-            raise ValueError(
-                f"batches must all have {len(mean) - targets} features and {targets} targets, got "
-                f"{features.shape[1]} and {y.shape[1]}"
-            )
-        if not len(rows):
+        if not len(y):
             continue
-        centre = rows.mean(0)
-        rows -= centre
-        scatter.addmm_(rows.mT, rows)
-        shift, total = centre - mean, size + len(rows)
-        scatter.addr_(shift, shift, alpha=size * len(rows) / total)
-        mean = mean + shift * (len(rows) / total)
-        size = total
-    if size < 2:
-        raise ValueError(f"batches must hold at least two states in all, got {size}")
-    return Moments(mean, scatter, size, targets)
+        rows = torch.cat((features.detach().double(), y.detach().double()), dim=1)
+        mean = rows.mean(0)
+        rows -= mean
+        part = Moments(mean, rows.mT @ rows, len(rows), y.shape[1])
+        total = part if total is None else merge(total, part)
+    if total is None or total.size < 2:
+        raise ValueError("batches must hold at least two states in all")
+    return total
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Return the moments of two sets of states taken together (Chan, Golub and LeVeque)."""
+    if (len(a.mean), a.targets) != (len(b.mean), b.targets):
+        raise ValueError(
+            f"batches must all have {len(a.mean) - a.targets} features and {a.targets} targets, "
+            f"got {len(b.mean) - b.targets} and {b.targets}"
+        )
+    size, shift = a.size + b.size, b.mean - a.mean
+    scatter = a.scatter + b.scatter
+    scatter.addr_(shift, shift, alpha=a.size * b.size / size)
+    return Moments(a.mean + shift * (b.size / size), scatter, size, a.targets)
 
 
 def featured(
