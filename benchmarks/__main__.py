@@ -1,4 +1,4 @@
-"""``python -m benchmarks [data] [train] [generate] [twin] [--json PATH]``: print the benchmark table."""
+"""``python -m benchmarks [data] [train] [generate] [twin] [--json PATH]``: print the table."""
 
 import argparse
 import dataclasses
