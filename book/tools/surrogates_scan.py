@@ -319,15 +319,16 @@ def ridge_part(store: Store) -> None:
 
             def compute(make=make, seed=seed, name=name):
                 features = make(seed)
-                model = Ridge(features, seed)
-                result = {"features": model.inputs["test"].shape[1]}
-                for n in model.moments:
-                    found, heads = model.scores(n)
+                study = Ridge(features, seed)
+                result = {"features": study.inputs["test"].shape[1]}
+                for n in study.moments:
+                    found, heads = study.scores(n)
                     result.setdefault("sizes", {})[str(n)] = found["clean"]
                 result["studies"] = found
-                for kind, head in heads.items():
-                    if kind == "f24" or not name.startswith("F24"):
-                        result[kind] = forecast(s.Surrogate(features, head))
+                if not name.startswith("F24"):
+                    for kind, head in heads.items():
+                        model = s.Surrogate(features, head)
+                        result[kind] = forecast(model, exponents=seed == 0)
                 return result
 
             store("ridge", f"{name} / {seed}", compute)
@@ -429,7 +430,7 @@ def dense_part(store: Store) -> None:
             def final(name=name, seed=seed, steps=steps, lr=lr):
                 model = trained(name, seed, steps, lr)
                 result = {"steps": steps, "lr": lr, "one_step": one_step(model, test())}
-                return result | forecast(model)
+                return result | forecast(model, exponents=seed == 0)
 
             store("networks", f"{name} / {seed}", final)
 
@@ -461,7 +462,7 @@ def heads_part(store: Store) -> None:
                     "steps": 2 * FIRST,
                     "lr": lr,
                     "one_step": one_step(model, test()),
-                } | forecast(model)
+                } | forecast(model, exponents=False)
 
             store("networks", f"MLP on {name} / {seed}", compute)
 
