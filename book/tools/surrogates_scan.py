@@ -325,8 +325,8 @@ def ridge_part(store: Store) -> None:
                     found, heads = study.scores(n)
                     result.setdefault("sizes", {})[str(n)] = found["clean"]
                 result["studies"] = found
-                if not name.startswith("F24"):
-                    for kind, head in heads.items():
+                for kind, head in heads.items():
+                    if kind == "f24" or not name.startswith("F24"):
                         model = s.Surrogate(features, head)
                         result[kind] = forecast(model, exponents=seed == 0)
                 return result
