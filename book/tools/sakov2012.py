@@ -1,7 +1,7 @@
 """DAPPER's sakov2012 setting, run by DAPPER itself and by ddmlib; stored for chapter 06.
 
 python -m benchmarks --dapper       # installs DAPPER in .venv-dapper, once
-python book/tools/sakov2012.py      # about 20 minutes of one core
+python book/tools/sakov2012.py      # about 15 minutes of one core
 
 DAPPER runs each method on its own truths, one seed after another; ours on many truths side by side.
 Both average the instantaneous RMSE of the analysis over about 1000 observations after a burn-in.
@@ -22,7 +22,7 @@ from ddmlib import datasets, dynamics
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON, SCRIPT = ROOT / ".venv-dapper/bin/python", ROOT / "benchmarks/baselines/dapper_sakov2012.py"
-SEEDS, TRAJECTORIES, CYCLES, BURN_IN = 20, 400, 1000, 100
+SEEDS, TRAJECTORIES, CYCLES, BURN_IN = 12, 200, 1000, 100
 STD = 2**0.5
 
 
