@@ -254,8 +254,9 @@ def lyapunov_exponents(
 
     Returns
     -------
-    Tensor of shape (*batch, d): exponents per time unit, in descending order of their expectation.
-    Average over the batch for an estimate, and take its spread for a standard error.
+    Tensor of shape (*batch, d)
+        Exponents per time unit, in descending order of their expectation.  Average over the batch
+        for an estimate, and take its spread for a standard error.
 
     References
     ----------

@@ -274,8 +274,8 @@ def sample(
 
     Returns
     -------
-    Tensor of shape ``shape``, in standardised units (``denoiser.standardizer.inverse`` makes them
-    physical).
+    Tensor of shape ``shape``
+        In standardised units; ``denoiser.standardizer.inverse`` makes them physical.
 
     Raises
     ------

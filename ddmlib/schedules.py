@@ -43,8 +43,9 @@ class Schedule(ABC):
 
         Returns
         -------
-        Two tensors of the shape of ``t``, on its device; computed in float64 and returned in the
-        dtype of ``t`` (float64 for a number or integers).
+        Two tensors of the shape of ``t``, on its device
+            Computed in float64 and returned in the dtype of ``t`` (float64 for a number or
+            integers).
         """
         known = isinstance(t, Tensor) and t.is_floating_point()
         t = torch.as_tensor(t, dtype=None if known else torch.float64)
