@@ -200,12 +200,8 @@ def tau() -> list[dict[str, Any]]:
     for t in (0.08, 0.1, 0.115, 0.13, 0.16, 0.2):
         methods: dict[str, da.Method] = {
             "network": da.EnOI(diffusion(t, round(100 * t))),
-            "network, 4 steps": da.EnOI(
-                diffusion(t, 4, method="multistep", eta=1.0, spacing="log-ratio")
-            ),
-            "network, 2 steps": da.EnOI(
-                diffusion(t, 2, method="multistep", eta=1.0, spacing="log-ratio")
-            ),
+            "network, 4 steps": da.EnOI(diffusion(t, 4, method="multistep", eta=1.0)),
+            "network, 2 steps": da.EnOI(diffusion(t, 2, method="multistep", eta=1.0)),
             "exact": da.EnOI(kernel(t)),
         }
         scores = run(methods, **few)
@@ -237,7 +233,7 @@ def families(every: int) -> dict[str, tuple[Callable[[float], da.Method], tuple[
             (4.0, 8.0, 16.0, 32.0, 64.0),
         ),
         "EnOI, diffusion": (
-            lambda v: da.EnOI(diffusion(v, 4, method="multistep", eta=1.0, spacing="log-ratio")),
+            lambda v: da.EnOI(diffusion(v, 4, method="multistep", eta=1.0)),
             taus[every],
         ),
         "ETKF, 12 members": (
