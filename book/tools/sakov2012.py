@@ -45,9 +45,10 @@ def methods() -> dict[str, da.Method]:
 
 
 def summary(values: torch.Tensor) -> dict[str, Any]:
-    """Return mean and standard error over independent runs."""
+    """Return mean, standard error and median over independent runs."""
     error = float(values.std() / len(values) ** 0.5)
-    return {"runs": len(values), "rmse": round(float(values.mean()), 4), "error": round(error, 4)}
+    found = {"rmse": float(values.mean()), "error": error, "median": float(values.quantile(0.5))}
+    return {"runs": len(values)} | {name: round(value, 4) for name, value in found.items()}
 
 
 def theirs(name: str) -> dict[str, Any]:
