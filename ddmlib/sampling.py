@@ -146,6 +146,21 @@ def reverse(
     return x
 
 
+def times_for(
+    denoiser: Denoiser,
+    steps: int,
+    *,
+    spacing: str = "log-ratio",
+    ratios: tuple[float, float] | None = None,
+) -> Tensor:
+    """Return `times` under a denoiser's schedule; by default between the noise levels that a
+    network was trained on, within (0.002, 80)."""
+    if ratios is None:
+        low, high = denoiser.ratios
+        ratios = (max(low, 2e-3), min(high, 80.0))
+    return times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+
+
 def _share_of_noise(method: str, eta: float | None) -> float:
     """Return eta, by default 1 for "ddpm" and 0 for the others; refuse what makes no sense."""
     eta = (1.0 if method == "ddpm" else 0.0) if eta is None else eta
@@ -224,10 +239,7 @@ def sample(
     if len(shape) < 1 + denoiser.event or min(shape) < 1 or shape[-1] != d:
         raise ValueError(f"shape must be (*batch, {d}) with positive sizes, got {tuple(shape)}")
     device = denoiser.device if device is None else device
-    if ratios is None:
-        low, high = denoiser.ratios
-        ratios = (max(low, 2e-3), min(high, 80.0))
-    grid = times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+    grid = times_for(denoiser, steps, spacing=spacing, ratios=ratios)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
     x = math.hypot(alpha, sigma) * noise.normal(
         shape, generator=generator, device=device, dtype=dtype
