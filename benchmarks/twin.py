@@ -120,7 +120,7 @@ def rows(small: bool = False, folder: Path | None = None) -> Iterator[Row]:
         ("13 ancestral steps on both sides", {"steps": 13}),
         (
             "4 stochastic multistep steps for 13 ancestral ones; equal score, see chapter 06",
-            {"steps": 4, "method": "multistep", "eta": 1.0, "spacing": "log-ratio"},
+            {"steps": 4, "method": "multistep", "eta": 1.0},
         ),
     ):
         yield compare(

@@ -27,7 +27,7 @@ B = torch.tensor([[0.520, 0.747, 0.0], [0.747, 1.378, 0.001], [0.0, 0.001, 1.177
 DIAGONAL = B.diag().diag()
 MEMBERS, STD = 50, 2.0
 SCALE = datasets.LORENZ63.std
-INTERVALS = (5, 10, 15, 20, 25)
+INTERVALS = (1, 5, 10, 15, 20, 25)
 
 
 def forecaster(steps: int) -> da.methods.Forecast:
@@ -200,13 +200,9 @@ def tau() -> list[dict[str, Any]]:
     for t in (0.08, 0.1, 0.115, 0.13, 0.16, 0.2):
         methods: dict[str, da.Method] = {
             "network": da.EnOI(diffusion(t, round(100 * t))),
-            "network, 4 steps": da.EnOI(
-                diffusion(t, 4, method="multistep", eta=1.0, spacing="log-ratio")
-            ),
-            "network, 2 steps": da.EnOI(
-                diffusion(t, 2, method="multistep", eta=1.0, spacing="log-ratio")
-            ),
-            "exact": da.EnOI(kernel(t)),
+            "network, 4 steps": da.EnOI(diffusion(t, 4, method="multistep", eta=1.0)),
+            "network, 2 steps": da.EnOI(diffusion(t, 2, method="multistep", eta=1.0)),
+            "exact": da.EnOI(kernel(t, 2**13)),
         }
         scores = run(methods, **few)
         g = torch.Generator().manual_seed(0)
@@ -225,19 +221,32 @@ def families(every: int) -> dict[str, tuple[Callable[[float], da.Method], tuple[
     """Return each method with the grid of its one parameter, for observations every so many
     steps."""
     factors = (1.0, 1.7, 3.0, 5.0, 8.0, 13.0, 21.0)
-    taus = {5: (0.07, 0.09, 0.11), 10: (0.11, 0.13, 0.15), 15: (0.13, 0.16, 0.19)}
+    scales = (4.0, 8.0, 16.0, 32.0, 64.0)  # of the covariance of analogs
+    if every == 1:
+        factors, scales = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0), (0.5, 1.0, 2.0, 4.0, 8.0)
+    taus = {
+        1: (0.015, 0.025, 0.04, 0.06),
+        5: (0.07, 0.09, 0.11),
+        10: (0.11, 0.13, 0.15),
+        15: (0.13, 0.16, 0.19),
+    }
     taus |= {20: (0.16, 0.19, 0.23), 25: (0.19, 0.23, 0.27, 0.31)}
-    inflations = {5: (1.01, 1.02, 1.04), 10: (1.04, 1.07, 1.12), 15: (1.1, 1.15, 1.25)}
+    inflations = {
+        1: (1.0, 1.005, 1.01),
+        5: (1.01, 1.02, 1.04),
+        10: (1.04, 1.07, 1.12),
+        15: (1.1, 1.15, 1.25),
+    }
     inflations |= {20: (1.2, 1.35, 1.5), 25: (1.4, 1.6, 1.85)}
     return {
         "3D-Var": (lambda v: da.ThreeDVar(v * B), factors),
         "EnOI, diagonal B": (lambda v: da.EnOI(da.gaussian(DIAGONAL, MEMBERS), v), factors),
         "EnOI, analogs": (
             lambda v: da.EnOI(da.analogs(archive(2**14), MEMBERS), v),
-            (4.0, 8.0, 16.0, 32.0, 64.0),
+            scales,
         ),
         "EnOI, diffusion": (
-            lambda v: da.EnOI(diffusion(v, 4, method="multistep", eta=1.0, spacing="log-ratio")),
+            lambda v: da.EnOI(diffusion(v, 4, method="multistep", eta=1.0)),
             taus[every],
         ),
         "ETKF, 12 members": (

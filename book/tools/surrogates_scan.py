@@ -425,16 +425,23 @@ def dense_part(store: Store) -> None:
             },
         )
         lr = float(min(rates, key=lambda k: rates[k] or math.inf))
-        steps, last = FIRST, math.inf
-        while True:  # each doubling is a run of its own, since the learning rate ends at zero
+        first, steps, best = lr, FIRST, (math.inf, FIRST, lr)
+        while steps <= LAST:  # each doubling is a run of its own: the learning rate ends at zero
 
             def doubled(name=name, steps=steps, lr=lr):
                 return one_step(trained(name, 0, steps, lr), validation())
 
-            now = store("doubling", f"{name} / {steps}", doubled)
-            if now > (1 - FLAT) * last or steps >= LAST:
+            swept = "" if lr == first else f" / {lr:g}"
+            now = store("doubling", f"{name} / {steps}{swept}", doubled)
+            if now > best[0] and lr > min(RATES):  # unstable over so many steps: a smaller rate
+                lr = max(rate for rate in RATES if rate < lr)
+                continue
+            flat = now > (1 - FLAT) * best[0]
+            best = min(best, (now, steps, lr))
+            if flat:
                 break
-            steps, last = 2 * steps, now
+            steps *= 2
+        _, steps, lr = best
         for seed in SEEDS:
 
             def final(name=name, seed=seed, steps=steps, lr=lr):

@@ -45,8 +45,9 @@ def rollout(increment: Map, x0: Tensor, steps: int) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (*batch, steps + 1, d), whose first state is ``x0``.  A surrogate that diverges
-    is not stopped: its states become infinite or NaN.
+    Tensor of shape (*batch, steps + 1, d)
+        The first state is ``x0``.  A surrogate that diverges is not stopped: its states become
+        infinite or NaN.
     """
     checks.finite("x0", x0)
     checks.count("steps", steps)
@@ -85,8 +86,9 @@ def lyapunov_exponents(
 
     Returns
     -------
-    Tensor of shape (*batch, d), float64: exponents per time unit, in descending order of their
-    expectation; NaN where a trajectory diverged.
+    Tensor of shape (*batch, d)
+        Exponents per time unit in float64, in descending order of their expectation; NaN where a
+        trajectory diverged.
 
     References
     ----------
