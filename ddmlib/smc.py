@@ -75,6 +75,14 @@ def twisted(
     -------
     Twisted
 
+    Raises
+    ------
+    ValueError
+        For a shape that is not the denoiser's, a guided denoiser inside, or a threshold outside
+        [0, 1].
+    RuntimeError
+        If all weights of a population vanish, or guidance leaves the finite numbers.
+
     References
     ----------
     Wu, Trippe, Naesseth, Blei and Cunningham (2023), Practical and asymptotically exact conditional
@@ -97,7 +105,7 @@ def twisted(
     levels = list(zip(alphas.to(x), sigmas.to(x), strict=True))
     x = x * torch.hypot(*levels[0])
     here = guided.evaluate(x, *levels[0])
-    log_weights, effective = here.log_likelihood, []
+    log_weights, effective = here.log_likelihood, list[Tensor]()
     log_evidence = torch.zeros_like(log_weights[..., 0])
     for level_t, level_s in tqdm(list(pairwise(levels[:-1])), disable=not progress):
         effective.append(_effective(log_weights))

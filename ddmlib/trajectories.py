@@ -84,6 +84,11 @@ class TrajectoryDenoiser(Denoiser):
     denoiser : Denoiser
         Of windows (*batch, 2k+1, d): a `NetworkDenoiser` with a network of windows, or a
         `GaussianTrajectoryDenoiser` of odd length.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the denoiser is not one of windows, or their length is even.
     """
 
     event = 2

@@ -415,8 +415,9 @@ def test_biases_of_the_rules_on_the_chain(seen, device, generator):
     assert spread["r23"] < 0.75
 
 
-def test_dps_depends_on_the_steps_and_not_on_std(seen, device, generator):
-    """Twice the std, the same samples: no posterior.  Its spread is far from the smoother's."""
+def test_dps_knows_no_std(seen, device, generator):
+    """Twice the std, the same samples.  With zeta = 1 their spread at the observed states happens
+    to suit a std of 0.4 (0.89 to 1.07 of the smoother's, as measured), not one of 0.8."""
     narrow = seen(std=0.4)
     wide = da.Observation(narrow.y, first, 0.8, 4)
     settings = {"steps": 40, "dtype": DOUBLE, "device": device}
@@ -425,13 +426,8 @@ def test_dps_depends_on_the_steps_and_not_on_std(seen, device, generator):
         for o in (wide, narrow)
     )
     torch.testing.assert_close(a, b)
-    mean, covariance = posterior(narrow)
-    observed = slice(None, None, 4)
-    ratio = b[:, observed, 0].var(0).cpu() / covariance.diag().reshape(LENGTH, 2)[observed, 0]
-    print(
-        ratio,
-        ((b.mean(0).cpu() - mean).flatten() / covariance.diag().sqrt()).square().mean() ** 0.5,
-    )
+    variance = posterior(wide)[1].diag().reshape(LENGTH, 2)[::4, 0]
+    assert float((a[:, ::4, 0].var(0).cpu() / variance).max()) < 0.7
 
 
 # --- bounds, refusals ----------------------------------------------------------------------------

@@ -112,6 +112,11 @@ def weak_4d_var(
     Mode
         In float64.
 
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, ``start`` is not finite, or a setting is not positive.
+
     References
     ----------
     Trémolet (2006), Q. J. R. Meteorol. Soc. 132, 2483–2504.

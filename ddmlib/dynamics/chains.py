@@ -207,6 +207,12 @@ def simulate(
     Returns
     -------
     Tensor of shape (*batch, steps + 1, d), whose first state is ``x0``.
+
+    Raises
+    ------
+    ValueError
+        If ``x0`` is not finite or of the wrong shape, or the chain ends in values that are not
+        finite.
     """
     x = checks.last_axis("x0", checks.finite("x0", x0), chain.dim)
     out = x.new_empty(*x.shape[:-1], checks.count("steps", steps, 0) + 1, chain.dim)

@@ -48,7 +48,14 @@ class Guided(Denoiser):
     denoiser : Denoiser
         Of states, or of trajectories.
     observation : Observation
-        ``y`` of shape (m,) or (*batch, m) for states; (n, m) or (*batch, n, m) for trajectories.
+        ``y`` of shape (m,) or (*batch, m) for states; (n, m) or (*batch, n, m) for trajectories,
+        n = 1 + (length - 1) // every.
+
+    Raises
+    ------
+    ValueError
+        If ``y`` has too few axes, or states are to be observed other than one by one; when it is
+        evaluated, if the operator's output does not fit ``y``.
     """
 
     def __init__(self, denoiser: Denoiser, observation: Observation) -> None:

@@ -87,6 +87,16 @@ def error_variance(
         Noise levels sigma/alpha, ascending.
     generator : torch.Generator, optional
         Source of the noise.
+
+    Returns
+    -------
+    ErrorVariance
+        Averaged over samples and, for trajectories, over states; standardised units.
+
+    Raises
+    ------
+    ValueError
+        If ``x_0`` or ``ratios`` are not finite, or ``ratios`` are not positive and ascending.
     """
     checks.finite("x_0", x_0)
     if checks.finite("ratios", ratios).ndim != 1 or len(ratios) < 2:
