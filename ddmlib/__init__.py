@@ -21,8 +21,12 @@ _modules = (
     "metrics",
     "datasets",
     "denoisers",
+    "steps",
     "training",
     "sampling",
+    "trajectories",
+    "guidance",
+    "smc",
     "recipes",
     "pretrained",
 )

@@ -66,6 +66,9 @@ LORENZ63 = Standardizer(
     torch.tensor([0.0450, 0.0451, 23.5463]), torch.tensor([7.9239, 9.0124, 8.6261])
 )
 
+# R23's constants for its noisy chain.
+NOISY_LORENZ63 = Standardizer(torch.tensor([0.0, 0.0, 25.0]), torch.tensor([8.0, 9.0, 8.6]))
+
 
 def lorenz63(
     trajectories: int,
@@ -112,6 +115,45 @@ def lorenz63(
     if skip:
         x0 = dynamics.integrate(system, x0, dt=dt, steps=skip, every=skip)[:, -1]
     return dynamics.integrate(system, x0, dt=dt, steps=(length - 1) * every, every=every)
+
+
+def noisy_lorenz63(
+    trajectories: int = 1024,
+    length: int = 1024,
+    *,
+    burn_in: int = 1024,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Simulate trajectories of R23's noisy Lorenz 63, `dynamics.NoisyLorenz63`, all side by side.
+
+    Parameters
+    ----------
+    trajectories, length : int
+        How many trajectories, and how many states of each, 0.025 time units apart; the defaults are
+        R23's, and `split` gives its 80/10/10 parts.
+    burn_in : int
+        Transitions that are thrown away first.
+    seed : int
+        Seed of first states and noise; the same on every device.
+
+    Returns
+    -------
+    Tensor of shape (trajectories, length, 3), physical units.
+
+    References
+    ----------
+    Rozet and Louppe (2023), Score-based data assimilation, NeurIPS 36.
+    """
+    checks.count("trajectories", trajectories)
+    checks.count("length", length)
+    checks.count("burn_in", burn_in, 0)
+    chain, generator = dynamics.NoisyLorenz63(), torch.Generator().manual_seed(seed)
+    x = chain.initial(trajectories, generator).to(device=device, dtype=dtype)
+    for _ in range(burn_in):
+        x = chain.transition(x, generator)
+    return dynamics.simulate(chain, x, steps=length - 1, generator=generator)
 
 
 def from_arrays(arrays: Any, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,20 +1,9 @@
 r"""Samplers: from noise to data along a grid of decreasing noise levels.
 
-A step rule takes x_t at the level (alpha_t, sigma_t), an estimate x̂ = E[x_0|x_t], and the next
-level (alpha_s, sigma_s) with less noise.  In the coordinates y = x/alpha and r = sigma/alpha the
-probability flow is
-
-    dy/dr = (y - x̂)/r = eps(y, r),
-
-whatever the schedule (Song et al. 2021; Karras et al. 2022), so the deterministic rules are solvers
-of this equation:
-
-- `ddim_step`: exponential Euler, exact for constant x̂ (equally for constant eps); first order;
-- "heun": trapezoidal correction of the Euler step, second order, two evaluations a step;
-- `multistep_step`: second order from the last two x̂, one evaluation a step (Lu et al. 2022,
-  DPM-Solver++ 2M);
-- `ancestral_step`: the posterior q(x_s | x_t, x_0 = x̂), Gaussian; stochastic, first order (Ho et
-  al. 2020).
+`sample` starts from pure noise, `resample` from diffused states; `reverse` takes the steps, by the
+rules of `ddmlib.steps`: "ddim", "ddpm" (ancestral), "heun" or "multistep".  After each of them
+Langevin steps may correct the state at its new level (predictor and corrector, Song et al. 2021;
+Rozet & Louppe 2023).
 """
 
 import math
@@ -26,12 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddmlib import checks, noise
-from ddmlib.denoisers import Denoiser, noise_from_state
+from ddmlib.denoisers import Denoiser
 from ddmlib.schedules import Schedule
+from ddmlib.steps import Level, ancestral_step, ddim_step, extrapolate, heun_step, langevin_step
+from ddmlib.steps import multistep_step as multistep_step  # one of this module's names too
 
 METHODS = ("ddim", "ddpm", "heun", "multistep")
 SPACINGS = ("time", "log-ratio", "karras")
-Level = tuple[Tensor, Tensor]
 
 
 def times(
@@ -84,78 +74,6 @@ def times(
     return torch.cat((schedule.time(grid), torch.zeros(1, dtype=torch.float64)))
 
 
-def ddim_step(x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level) -> Tensor:
-    """Return x_s = alpha_s x̂ + sigma_s eps with eps = (x_t - alpha_t x̂)/sigma_t.
-
-    The same as the exponential Euler step
-    (alpha_s/alpha_t) x_t + (sigma_s - sigma_t alpha_s/alpha_t) eps.
-    Source: Song, Meng & Ermon (2021), eq. 12 with eta = 0.
-    """
-    alpha_s, sigma_s = level_s
-    return alpha_s * x_0 + sigma_s * noise_from_state(x_0, x_t, *level_t)
-
-
-def ancestral_step(
-    x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level, eta: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of x_s given x_t and x_0 = x̂.
-
-    The noise that is added has eta times the standard deviation of the posterior q(x_s | x_t, x_0),
-    and the deterministic part shrinks so that x_s keeps the marginal std sigma_s: eta = 1 is DDPM,
-    eta = 0 DDIM.
-    Source: Ho et al. (2020), eq. 6-7; Song, Meng & Ermon (2021), eq. 16.
-    """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = level_t, level_s
-    shrink = (alpha_t * sigma_s) / (alpha_s * sigma_t)  # ratio_s / ratio_t < 1
-    std = eta * sigma_s * torch.sqrt((1 - shrink**2).clamp(min=0))
-    remaining = torch.sqrt((sigma_s**2 - std**2).clamp(min=0))
-    return alpha_s * x_0 + remaining * noise_from_state(x_0, x_t, *level_t), std
-
-
-def extrapolate(
-    x_0: Tensor, level_t: Level, level_s: Level, before: tuple[Tensor, Level] | None
-) -> Tensor:
-    """Return x̂ extrapolated to the middle of the step from t to s, linearly in log(alpha/sigma).
-
-    ``before`` holds the previous step's x̂ and level; without it, or when s is free of noise, x̂ is
-    returned as it is.  With h the step in log(alpha/sigma) and h' the one before, the result is
-    x̂ + (h / 2h') (x̂ - x̂_before).  Source: Lu et al. (2022), DPM-Solver++(2M).
-    """
-    if before is None or not bool((level_s[1] > 0).all()):
-        return x_0
-    x_before, (alpha_b, sigma_b) = before
-    log_t = torch.log(level_t[0] / level_t[1])
-    h = torch.log(level_s[0] / level_s[1]) - log_t
-    h_before = log_t - torch.log(alpha_b / sigma_b)
-    return x_0 + h / (2 * h_before) * (x_0 - x_before)
-
-
-def multistep_step(
-    x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level, before: tuple[Tensor, Level] | None
-) -> Tensor:
-    """Return x_s of `ddim_step` with x̂ from `extrapolate`: second order, one evaluation."""
-    return ddim_step(x_t, extrapolate(x_0, level_t, level_s, before), level_t, level_s)
-
-
-def heun_step(
-    x_t: Tensor, x_0: Tensor, level_t: Level, level_s: Level, denoiser: Denoiser
-) -> Tensor:
-    """Return x_s by the trapezoidal rule for dy/dr = eps, y = x/alpha, r = sigma/alpha.
-
-    Evaluates the denoiser a second time at the end of the Euler step, unless s is free of noise or
-    t is free of signal (there r is infinite).  The rule is linear in r: long steps at large r, as a
-    few even ones in t make them, are inaccurate; "log-ratio" and "karras" grids avoid them.
-    Source: Karras et al. (2022), algorithm 1.
-    """
-    x_s = ddim_step(x_t, x_0, level_t, level_s)
-    if not bool((level_s[1] > 0).all() and (level_t[0] > 0).all()):
-        return x_s
-    eps_t = noise_from_state(x_0, x_t, *level_t)
-    eps_s = noise_from_state(denoiser.denoise(x_s, *level_s), x_s, *level_s)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = level_t, level_s
-    return alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * (eps_t + eps_s) / 2)
-
-
 @torch.no_grad()
 def reverse(
     denoiser: Denoiser,
@@ -164,6 +82,8 @@ def reverse(
     *,
     method: str = "ddim",
     eta: float | None = None,
+    corrections: int = 0,
+    tau: float = 0.25,
     clean: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -183,10 +103,14 @@ def reverse(
         Share of fresh noise in each step, 0 to 1; see `ancestral_step`.  Default: 1 for "ddpm", 0
         for the others.  "multistep" with eta = 1 forgets errors of the denoiser that a
         deterministic rule keeps (Lu et al. 2022, SDE-DPM-Solver++ 2M).
+    corrections : int
+        Langevin steps after each step, at its new level; none where that is free of noise.
+    tau : float
+        Their length, see `steps.langevin_step`; R23's code has 0.25, its figures 0.5.
     clean : bool
         End without noise, even where the schedule leaves a little at ``grid[-1]``.
     generator : torch.Generator, optional
-        Used when eta > 0.
+        Used when eta > 0, or for corrections.
     progress : bool
         Show a progress bar.
     """
@@ -196,6 +120,8 @@ def reverse(
     if not falling or not 0 <= float(grid[-1]) < float(grid[0]) <= 1:
         raise ValueError("grid must be a decreasing sequence of two or more times in [0, 1]")
     share = _share_of_noise(method, eta)
+    checks.count("corrections", corrections, 0)
+    checks.positive("tau", tau)
     # (1,) rather than (): a level then broadcasts like any other, with its last axis in place
     alphas, sigmas = denoiser.schedule(grid.to(torch.float64).cpu()[:, None])
     levels = list(zip(alphas.to(x), sigmas.to(x), strict=True))
@@ -204,18 +130,35 @@ def reverse(
     before: tuple[Tensor, Level] | None = None
     for level_t, level_s in tqdm(list(pairwise(levels)), disable=not progress):
         estimate = x_0 = denoiser.denoise(x, *level_t)
-        if method == "heun":
-            x = heun_step(x, x_0, level_t, level_s, denoiser)
-            continue
         if method == "multistep":
             estimate, before = extrapolate(x_0, level_t, level_s, before), (x_0, level_t)
-        if share == 0:
+        if method == "heun":
+            x = heun_step(x, x_0, level_t, level_s, denoiser)
+        elif share == 0:
             x = ddim_step(x, estimate, level_t, level_s)
         else:
             x, std = ancestral_step(x, estimate, level_t, level_s, share)
             if bool((std > 0).any()):
                 x = x + std * noise.normal_like(x, generator)
+        for _ in range(corrections if bool((level_s[1] > 0).all()) else 0):
+            x_0 = denoiser.denoise(x, *level_s)
+            x = langevin_step(x, x_0, level_s, tau, event=denoiser.event, generator=generator)
     return x
+
+
+def times_for(
+    denoiser: Denoiser,
+    steps: int,
+    *,
+    spacing: str = "log-ratio",
+    ratios: tuple[float, float] | None = None,
+) -> Tensor:
+    """Return `times` under a denoiser's schedule; by default between the noise levels that a
+    network was trained on, within (0.002, 80)."""
+    if ratios is None:
+        low, high = denoiser.ratios
+        ratios = (max(low, 2e-3), min(high, 80.0))
+    return times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
 
 
 def _share_of_noise(method: str, eta: float | None) -> float:
@@ -226,9 +169,13 @@ def _share_of_noise(method: str, eta: float | None) -> float:
     return eta
 
 
-def evaluations(method: str, steps: int) -> int:
-    """Return the number of denoiser evaluations a sample of a run down to t = 0."""
-    return 2 * steps - 1 if checks.choice("method", method, METHODS) == "heun" else steps
+def evaluations(method: str, steps: int, corrections: int = 0) -> int:
+    """Return the number of denoiser evaluations a sample of a run down to t = 0.
+
+    A guided denoiser costs products with its Jacobian besides; see `ddmlib.guidance`.
+    """
+    plain = 2 * steps - 1 if checks.choice("method", method, METHODS) == "heun" else steps
+    return plain + corrections * (steps - 1)
 
 
 def sample(
@@ -240,6 +187,8 @@ def sample(
     eta: float | None = None,
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
+    corrections: int = 0,
+    tau: float = 0.25,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -263,6 +212,8 @@ def sample(
         "log-ratio", "karras" or "time"; see `times`.
     ratios : tuple of float, optional
         Lowest and highest sigma/alpha; default: what a network was trained on, else (0.002, 80).
+    corrections, tau
+        Langevin steps after each step and their length, as in `reverse`.
     generator : torch.Generator, optional
         Source of randomness.
     device, dtype : optional
@@ -280,25 +231,22 @@ def sample(
     Raises
     ------
     ValueError
-        For an unknown method or spacing, an empty shape, or a number of components that is not the
-        denoiser's.
+        For an unknown method or spacing, an empty shape, a number of components that is not the
+        denoiser's, or fewer axes than one sample has.
     """
     checks.choice("method", method, METHODS)
     d = len(denoiser.standardizer.mean)
-    if len(shape) < 2 or min(shape) < 1 or shape[-1] != d:
+    if len(shape) < 1 + denoiser.event or min(shape) < 1 or shape[-1] != d:
         raise ValueError(f"shape must be (*batch, {d}) with positive sizes, got {tuple(shape)}")
-    if device is None and isinstance(denoiser, torch.nn.Module):
-        device = next(denoiser.parameters()).device
-    if ratios is None:
-        low, high = getattr(denoiser, "ratios", (0.0, math.inf))
-        ratios = (max(low, 2e-3), min(high, 80.0))
-    grid = times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+    device = denoiser.device if device is None else device
+    grid = times_for(denoiser, steps, spacing=spacing, ratios=ratios)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
     x = math.hypot(alpha, sigma) * noise.normal(
         shape, generator=generator, device=device, dtype=dtype
     )
     parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
-    run: Any = {"method": method, "eta": eta, "generator": generator, "progress": progress}
+    run: Any = {"method": method, "eta": eta, "corrections": corrections, "tau": tau}
+    run |= {"generator": generator, "progress": progress}
     return torch.cat([reverse(denoiser, part, grid, clean=True, **run) for part in parts])
 
 

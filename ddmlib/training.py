@@ -78,7 +78,13 @@ def learning_rate(step: int, steps: int, peak: float, kind: str, warmup: int) ->
 
 
 def denoising_batches(
-    denoiser: NetworkDenoiser, data: Tensor, *, batch: int, groups: int, levels: int | None = None
+    denoiser: NetworkDenoiser,
+    data: Tensor,
+    *,
+    batch: int,
+    groups: int,
+    levels: int | None = None,
+    window: int | None = None,
 ) -> Loss:
     """Return a loss that draws a batch of states, noise levels and noise, for `fit`.
 
@@ -90,12 +96,14 @@ def denoising_batches(
     Parameters
     ----------
     denoiser : NetworkDenoiser
-    data : Tensor of shape (n, d)
-        Clean states in standardised units, on the denoiser's device.
+    data : Tensor of shape (n, d), or (n, length, d) with ``window``
+        Clean states or trajectories in standardised units, on the denoiser's device.
     batch, groups : int
         States and noise levels a step; ``groups`` divides ``batch``.
     levels : int, optional
         Draw pseudo-times from {1, …, levels}/levels (F24: 1000) instead of the whole interval.
+    window : int, optional
+        Draw windows of that many states, at random places of random trajectories.
 
     Returns
     -------
@@ -104,18 +112,24 @@ def denoising_batches(
     checks.last_axis("data", checks.finite("data", data), len(denoiser.standardizer.mean))
     checks.count("groups", groups)
     checks.count("levels", 1 if levels is None else levels)
-    if data.ndim != 2 or not len(data):
-        raise ValueError(f"data must have shape (n, d) with n > 0, got {tuple(data.shape)}")
+    shape = "(n, d)" if window is None else f"(n, length, d) with length >= {window}"
+    if data.ndim != 2 + (window is not None) or data.shape[-2] < (window or 1) or not len(data):
+        raise ValueError(f"data must have shape {shape} and n > 0, got {tuple(data.shape)}")
     if checks.count("batch", batch) % groups:
         raise ValueError(f"batch must be a multiple of groups, got {batch} and {groups}")
     strata = torch.arange(groups, device=data.device)[:, None]
+    within = torch.arange(0 if window is None else checks.count("window", window)).to(strata)
 
     def loss(generator: torch.Generator) -> Tensor:
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
         index = torch.randint(len(data), (groups, batch // groups), **on).to(data.device)
         t = (strata + torch.rand(groups, 1, **on).to(data.device)) / groups
         t = t if levels is None else torch.ceil(t * levels).clamp(min=1) / levels
-        x_0 = data[index]
+        if window is None:
+            x_0 = data[index]
+        else:
+            start = torch.randint(data.shape[1] - window + 1, index.shape, **on).to(data.device)
+            x_0 = data[index[..., None], start[..., None] + within]  # (groups, each, window, d)
         return denoising_loss(denoiser, x_0, t, noise.normal_like(x_0, generator))
 
     return loss

@@ -201,3 +201,32 @@ def test_lorenz63_starts_from_the_stated_gaussian():
 def test_lorenz63_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         datasets.lorenz63(**({"trajectories": 2, "length": 3} | changes))
+
+
+def test_noisy_lorenz63_is_reproducible_and_one_chain(device):
+    x = datasets.noisy_lorenz63(4, 6, burn_in=3, seed=1, device=device)
+    assert x.shape == (4, 6, 3)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, datasets.noisy_lorenz63(4, 6, burn_in=3, seed=1, device=device))
+    assert not torch.equal(x, datasets.noisy_lorenz63(4, 6, burn_in=3, seed=2, device=device))
+    earlier = datasets.noisy_lorenz63(4, 4, burn_in=5, seed=1, device=device)
+    torch.testing.assert_close(earlier, x[:, 2:])
+
+
+def test_noisy_lorenz63_is_stationary_and_standardised_by_r23s_constants():
+    z = datasets.NOISY_LORENZ63(datasets.noisy_lorenz63(256, 64, burn_in=600)).double()
+    assert float(z.mean((0, 1)).abs().max()) < 0.15
+    assert z.std((0, 1)).tolist() == pytest.approx([1, 1, 1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trajectories": 0}, "trajectories"),
+        ({"length": 0}, "length"),
+        ({"burn_in": -1}, "burn_in"),
+    ],
+)
+def test_noisy_lorenz63_refuses(changes, words):
+    with pytest.raises(ValueError, match=words):
+        datasets.noisy_lorenz63(**({"trajectories": 2, "length": 3} | changes))

@@ -248,3 +248,73 @@ def test_lyapunov_exponents_refuse(changes, words):
     arguments = {"x0": torch.ones(2, 3), "dt": 0.01, "steps": 10} | changes
     with pytest.raises(ValueError, match=words):
         dynamics.lyapunov_exponents(SYSTEM, **arguments)
+
+
+# --- chains --------------------------------------------------------------------------------------
+
+A = torch.tensor([[0.9, 0.3], [-0.2, 0.8]], dtype=torch.float64)
+Q = torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64)
+
+
+def test_law_of_a_linear_chain_is_that_of_its_trajectories(generator):
+    chain = dynamics.LinearGaussian(A, Q, torch.tensor([1.0, -2.0]).double(), 0.5 * Q)
+    mean, covariance = chain.law(4)
+    g, n = generator(2), 100_000
+    x = dynamics.simulate(chain, chain.initial(n, g), steps=3, generator=g)
+    assert float((x.mean(0) - mean).abs().max()) < 0.02
+    assert float((torch.cov(x.flatten(1).mT) - covariance).abs().max()) < 0.03
+    # the same Gaussian as the product of its transitions
+    law = torch.distributions.MultivariateNormal(mean.flatten(), covariance)
+    first = torch.distributions.MultivariateNormal(chain.mean, chain.covariance)
+    path = x[:50]
+    steps = chain.log_transition(path[:, :-1], path[:, 1:]).sum(-1) + first.log_prob(path[:, 0])
+    torch.testing.assert_close(law.log_prob(path.flatten(1)), steps)
+
+
+def test_noisy_lorenz63_is_r23s_chain(states, generator):
+    chain, x = dynamics.NoisyLorenz63(), states(20_000)
+    following = chain.transition(x, generator(4))
+    residual = (following - dynamics.rk4(SYSTEM.tendency, x, 0.025)) / math.sqrt(0.025)
+    assert residual.mean(0).tolist() == pytest.approx([0, 0, 0], abs=0.03)
+    assert float((torch.cov(residual.mT).cpu() - torch.eye(3)).abs().max()) < 0.04
+    law = torch.distributions.Normal(chain.forecast(x), math.sqrt(0.025))
+    expected = law.log_prob(following).sum(-1)
+    torch.testing.assert_close(chain.log_transition(x, following), expected)
+
+
+def test_noisy_lorenz63_starts_from_r23s_gaussian(generator):
+    chain = dynamics.NoisyLorenz63()
+    x = chain.initial(200_000, generator()).double()
+    assert x.mean(0).tolist() == pytest.approx([0, 0, 25], abs=0.1)
+    assert float((torch.cov(x.mT) - chain.covariance).abs().max()) < 1
+    assert torch.equal(chain.noise, 0.025 * torch.eye(3, dtype=torch.float64))
+
+
+def test_simulate_is_the_plain_loop(states, device, generator):
+    chain, x0, g = dynamics.NoisyLorenz63(), states(2, 3), generator(5)
+    x = dynamics.simulate(chain, x0, steps=3, generator=generator(5))
+    assert x.shape == (2, 3, 4, 3)
+    state = x0
+    for k in range(1, 4):
+        state = chain.transition(state, g)
+        torch.testing.assert_close(x[:, :, k], state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x0": torch.zeros(2, 2)}, r"x0 must have shape \(\.\.\., 3\)"),
+        ({"x0": torch.full((2, 3), math.nan)}, "x0 must be finite"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"chain": dynamics.NoisyLorenz63(dt=0.5)}, "diverged"),
+    ],
+)
+def test_simulate_refuses(changes, words, generator):
+    arguments = {"chain": dynamics.NoisyLorenz63(), "x0": torch.ones(2, 3), "steps": 40} | changes
+    with pytest.raises(ValueError, match=words):
+        dynamics.simulate(**arguments, generator=generator())
+
+
+def test_noisy_lorenz63_refuses_a_bad_step():
+    with pytest.raises(ValueError, match="dt must be positive"):
+        dynamics.NoisyLorenz63(dt=0.0)

@@ -104,6 +104,8 @@ def test_dense_by_hand(draw):
     [
         lambda: networks.ResidualMLP(dim=2, width=9, blocks=1, embedding=4, activation="relu"),
         lambda: networks.Dense(inputs=4, outputs=1, width=5, layers=3, activation="silu"),
+        lambda: networks.WindowMLP(dim=2, window=3, width=9, blocks=1, embedding=4),
+        lambda: networks.ConvNet(dim=2, width=9, blocks=1, embedding=4),
     ],
 )
 def test_settings_rebuild_the_network(make, draw):
@@ -115,7 +117,9 @@ def test_settings_rebuild_the_network(make, draw):
         x = draw(6, 4)
         assert torch.equal(again(x), net(x))
     else:
-        x, level = draw(6, 2), draw(6)
+        length = getattr(net, "window", 0)
+        x = draw(6, length, 2) if length else draw(6, 2)
+        level = draw(6, 1) if length else draw(6)
         assert torch.equal(again(x, level), net(x, level))
     assert again.settings == net.settings
 
@@ -129,9 +133,108 @@ def test_settings_rebuild_the_network(make, draw):
         (lambda: networks.ResidualMLP(activation="tanh"), ValueError, "activation must be one"),
         (lambda: networks.Dense(inputs=-1), ValueError, "inputs must be at least 1"),
         (lambda: networks.Dense(activation="x"), ValueError, "activation must be one"),
-        (lambda: networks.from_settings("UNet", {}), ValueError, "network must be one of Dense"),
+        (
+            lambda: networks.from_settings("UNet", {}),
+            ValueError,
+            "network must be one of ConvNet, Dense",
+        ),
     ],
 )
 def test_bad_settings_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+# --- trajectories --------------------------------------------------------------------------------
+
+
+def opened(net, device):
+    """Return the network in float64 with open gates, so that every part matters."""
+    net = net.to(device, torch.float64)
+    for name, parameter in net.named_parameters():
+        if name.endswith("gate"):
+            nn.init.normal_(parameter)
+    return net
+
+
+@pytest.fixture
+def window_net(device):
+    torch.manual_seed(0)
+    return opened(networks.WindowMLP(window=5, width=16, blocks=2, embedding=8), device)
+
+
+@pytest.fixture
+def conv(device):
+    torch.manual_seed(0)
+    return opened(networks.ConvNet(width=12, blocks=1, embedding=8), device)  # radius 4, window 9
+
+
+def composed(net, x, level):
+    """Return the outputs of a window's network along x (n, length, d), by a loop over windows."""
+    k = net.window // 2
+    outputs = [net(x[:, i : i + net.window], level) for i in range(x.shape[1] - 2 * k)]
+    centres = torch.stack([out[:, k] for out in outputs], 1)
+    return torch.cat((outputs[0][:, :k], centres, outputs[-1][:, k + 1 :]), 1)
+
+
+def test_window_network_is_the_mlp_of_the_flattened_window(window_net, draw):
+    x, level = draw(6, 5, 3), draw(6, 1)
+    expected = window_net.body(x.flatten(1), level[:, 0]).reshape(6, 5, 3)
+    torch.testing.assert_close(window_net(x, level), expected)
+    shared = window_net(x, level[0, 0])
+    torch.testing.assert_close(shared[0], expected[0])
+
+
+@pytest.mark.parametrize("length", [5, 6, 13])
+def test_fast_composition_is_the_loop_over_windows(window_net, draw, length):
+    x = draw(4, length, 3)
+    for level in (draw(4, 1), draw(1)[0]):
+        expected = composed(window_net, x, level)
+        torch.testing.assert_close(window_net.along(x, level), expected)
+
+
+@pytest.mark.parametrize("length", [9, 10, 25])
+def test_no_position_of_a_convolution_sees_padding_that_a_window_has_not(conv, draw, length):
+    """Any trajectory's outputs are those of its windows of 2 radius + 1 states: there is no
+    configuration of padding beyond those that training on such windows shows."""
+    x, level = draw(4, length, 3), draw(4, 1)
+    torch.testing.assert_close(conv(x, level), composed(conv, x, level))
+
+
+def test_convolution_depends_on_the_states_within_its_radius(conv, draw):
+    x, level = draw(1, 25, 3).requires_grad_(), draw(1, 1)
+    conv(x, level)[0, 12].square().sum().backward()
+    reached = x.grad[0].abs().sum(-1) > 0
+    assert reached.nonzero()[:, 0].tolist() == list(range(12 - conv.radius, 13 + conv.radius))
+
+
+def test_convolution_by_hand(device, draw):
+    layer = networks.Convolution(2, 3).to(device, torch.float64)
+    x = draw(4, 7, 2)
+    kernel = layer.weight.unflatten(1, (3, 2)).movedim(1, 2)  # (outputs, inputs, 3)
+    expected = nn.functional.conv1d(x.mT, kernel, layer.bias, padding=1).mT
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_level_per_trajectory_equals_one_at_a_time(conv, window_net, draw):
+    x, level = draw(3, 9, 3), draw(3, 1)
+    for net in (conv, window_net.along):
+        single = torch.cat([net(x[k : k + 1], level[k, 0]) for k in range(3)])
+        torch.testing.assert_close(net(x, level), single)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda w, c, x: w(x, x[0, 0, 0]), r"x must have shape \(..., 5, 3\)"),
+        (lambda w, c, x: w(x[:, :5], x[:, :5, 0]), "same for all states"),
+        (lambda w, c, x: w.along(x[:, :4], x[:, :1, 0]), "length >= 5"),
+        (lambda w, c, x: c(x[:, :8], x[:, :1, 0]), "length >= 9"),
+        (lambda w, c, x: networks.WindowMLP(window=4), "window must be an odd"),
+        (lambda w, c, x: networks.WindowMLP(window=1), "window must be at least 3"),
+        (lambda w, c, x: networks.ConvNet(blocks=0), "blocks must be at least 1"),
+    ],
+)
+def test_networks_of_trajectories_refuse(call, words, window_net, conv, draw):
+    with pytest.raises(ValueError, match=words):
+        call(window_net, conv, draw(2, 9, 3))

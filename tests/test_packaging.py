@@ -26,6 +26,7 @@ LEVELS = [
     {"dynamics", "schedules", "networks", "metrics"},
     {"datasets", "assimilation"},
     {"denoisers"},
+    {"steps"},
     {"training", "sampling", "trajectories", "guidance"},
     {"smc", "likelihoods", "surrogates"},
     {"events"},

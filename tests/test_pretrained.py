@@ -47,6 +47,12 @@ def test_every_shipped_card_belongs_to_a_recipe_and_to_weights():
     assert sum(p.stat().st_size for p in pretrained.WEIGHTS.glob("*")) < 20e6
 
 
+def example(denoiser, n):
+    """Return n samples of noise, of the shape that a denoiser takes."""
+    shape = (n, 3) if denoiser.event == 1 else (n, denoiser.network.window, 3)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_card_says_how_the_weights_were_made(name):
     card, recipe = pretrained.card(name), recipes.RECIPES[name]
@@ -71,6 +77,9 @@ def test_shipped_weights_score_what_their_card_says(name, device):
         # at 16 384 samples the distance is mostly floor: its noise of about 0.002 limits the excess
         noise = math.sqrt(2 * ours["hellinger_floor"] * 0.004)
         assert ours["hellinger_excess"] < full + noise
+    elif "denoising_error" in stored:
+        assert ours["denoising_error"] == pytest.approx(stored["denoising_error"], rel=0.02)
+        assert ours["denoising_error"] == pytest.approx(metrics["denoising_error"], rel=0.3)
     else:
         assert ours["rmse"] == pytest.approx(stored["rmse"], rel=0.02)
         assert ours["rmse"] < 0.1 * ours["rms_of_the_increment"]
@@ -81,6 +90,7 @@ def test_shipped_weights_load_and_are_finite(name, device):
     model, card = pretrained.load(name, device)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device)
     if card["model"]["kind"] == "denoiser":
+        x = example(model, 5).to(device)
         for t in (0.0, 0.5, 1.0):
             assert torch.isfinite(model(x, t)).all()
     else:
@@ -155,9 +165,34 @@ def test_every_recipe_builds_a_denoiser_or_network(name):
     model = json.loads(json.dumps(recipe.model))  # as a card stores it
     module = pretrained.build(model)
     if model["kind"] == "denoiser":
-        assert module(torch.zeros(2, 3), 0.5).shape == (2, 3)
+        x = example(module, 2)
+        assert module(x, 0.5).shape == x.shape
     else:
         assert module.hidden(torch.zeros(2, 3)).shape == (2, 256)
+
+
+TRAJECTORIES = ["noisy-lorenz63-window-k2", "noisy-lorenz63-conv"]
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_recipes_of_trajectories_train_and_are_measured(name, tmp_path, monkeypatch):
+    card = pretrained.train(name, budget="smoke", device="cpu", folder=tmp_path)
+    assert card["training"]["window"] == (5 if "k2" in name else 65)
+    denoiser, _ = pretrained.load(name, "cpu", tmp_path)
+    assert denoiser.event == 2
+    small = recipes.RECIPES[name].budgets["smoke"]
+    monkeypatch.setattr(
+        recipes.noisy_lorenz63, "DATA", {k: small[k] for k in ("trajectories", "length", "burn_in")}
+    )
+    monkeypatch.setattr(recipes.noisy_lorenz63, "STEPS", 3)
+    brief = pretrained.measure(name, 2**12, device="cpu", folder=tmp_path, brief=True)
+    assert 0 < brief["denoising_error"] < 1.5
+    assert brief == pretrained.measure(name, 2**12, device="cpu", folder=tmp_path, brief=True)
+    full = pretrained.measure(name, 2**10, device="cpu", folder=tmp_path)
+    assert full["trajectories"] == 2**10 // 65
+    assert math.isfinite(full["log_prior_generated"])
+    # by theory 64 transitions of log-density -3/2 log(2 pi dt e) on average
+    assert full["log_prior_data"] == pytest.approx(81.7, abs=15)
 
 
 # --- bad files -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 
 from ddmlib import datasets, denoisers, sampling, schedules
 from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser
+from ddmlib.steps import langevin_step
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
@@ -385,6 +386,92 @@ def test_samples_of_the_empirical_denoiser_are_its_data(device, generator):
     )
     distance = torch.cdist(x, data).amin(1)
     assert float((distance < 1e-2).float().mean()) > 0.97  # it memorises
+
+
+# --- Langevin corrections ------------------------------------------------------------------------
+
+
+def white(event=1):
+    """Return the denoiser of N(0, I): x_t is white at every level of a schedule that keeps it."""
+    denoiser = GaussianDenoiser(torch.zeros(400), torch.eye(400))
+    denoiser.event = event
+    return denoiser
+
+
+def test_langevin_step_by_hand(draw, device, generator):
+    x, x_0 = draw(4, 5, 2), draw(4, 5, 2)
+    alpha, sigma = levels(schedules.Cosine(), 0.7, 0.6, device)[0]
+    eps = (x - alpha * x_0) / sigma
+    z = torch.randn(4, 5, 2, generator=generator(7), dtype=torch.float64).to(device)
+    for event in (1, 2):
+        delta = 0.3 / eps.square().mean((-2, -1) if event == 2 else -1, keepdim=True)
+        expected = x - (delta * eps + (2 * delta).sqrt() * z) * sigma
+        ours = langevin_step(x, x_0, (alpha, sigma), 0.3, event=event, generator=generator(7))
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("tau", [0.25, 0.5])
+def test_langevin_steps_inflate_white_noise_as_stated(tau, device, generator):
+    denoiser, g = white(), generator(4)
+    x = torch.randn(200, 400, generator=g).to(device)
+    level = tuple(v.to(x) for v in denoiser.schedule(torch.tensor([0.6], dtype=torch.float64)))
+    for _ in range(40):
+        x = langevin_step(x, denoiser.denoise(x, *level), level, tau, generator=g)
+    # 80 000 values: a relative standard error of 0.5 %
+    assert float(x.square().mean()) == pytest.approx(1 + tau / 2, rel=0.02)
+
+
+def test_short_corrections_lead_to_the_law_of_the_denoiser(device, generator):
+    """From a wrong law, Langevin steps at one level find its mean and variances; many components,
+    for the length of a step is set by the sample itself."""
+    variances = torch.linspace(0.5, 2.0, 200, dtype=torch.float64)
+    denoiser = GaussianDenoiser(torch.ones_like(variances), variances.diag())
+    level = tuple(v.to(device) for v in denoiser.schedule(torch.tensor([0.3]).double()))
+    g, x = generator(5), torch.full((500, 200), 3.0, dtype=torch.float64, device=device)
+    for _ in range(200):
+        x = langevin_step(x, denoiser.denoise(x, *level), level, 0.05, generator=g)
+    alpha, sigma = (float(v) for v in level)
+    exact = alpha**2 * variances.to(x) + sigma**2
+    assert float(x.mean()) == pytest.approx(alpha, abs=0.01)
+    # inflated by about tau/2, and 500 samples of 200 components
+    assert float((x.var(0) / exact).mean()) == pytest.approx(1.02, abs=0.02)
+    assert float((x.var(0) / exact).std()) < 0.1
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
+def test_corrections_are_counted_and_none_follows_the_last_step(method):
+    denoiser = Counting(MEAN, COVARIANCE)
+    sampling.sample(denoiser, (3, 2), steps=5, method=method, corrections=3)
+    assert denoiser.calls == sampling.evaluations(method, 5, corrections=3)
+
+
+def test_corrections_repair_an_ensemble_of_too_little_spread(device, generator):
+    """Few DDIM steps leave too little variance; corrections bring it to the stated inflation."""
+    variance = {}
+    for corrections in (0, 3):
+        x = sampling.sample(
+            white(), (200, 400), steps=6, ratios=(0.1, 80.0), corrections=corrections,
+            generator=generator(6), device=device,
+        )  # fmt: skip
+        variance[corrections] = float(x.square().mean())
+    assert variance[0] < 0.8
+    assert 0.95 < variance[3] < 1.15
+
+
+def test_the_length_is_set_by_a_sample_of_the_denoisers_event(device, generator):
+    """Trajectories of event 2 share one length, states of event 1 have their own."""
+    x = torch.randn(3, 7, 400, generator=generator(1)).to(device)
+    x[:, 0] *= 10
+    grid = torch.tensor([0.6, 0.5], dtype=torch.float64)
+    plain = sampling.reverse(white(), x, grid)
+    level = tuple(v.to(x) for v in white().schedule(grid[1:]))
+    for event in (1, 2):
+        ours = sampling.reverse(white(event), x, grid, corrections=1, generator=generator(2))
+        x_0 = white().denoise(plain, *level)
+        by_hand = langevin_step(
+            plain, x_0, level, 0.25, event=event, generator=generator(2)
+        )  # fmt: skip
+        torch.testing.assert_close(ours, by_hand)
 
 
 # --- reproducibility -----------------------------------------------------------------------------

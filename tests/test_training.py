@@ -375,6 +375,21 @@ def test_levels_are_stratified_and_every_state_is_met(spy, device, generator):
     assert all(torch.equal(a, b) for a, b in zip(spy[-1], batch, strict=True))
 
 
+def test_windows_are_drawn_from_everywhere(spy, device, generator):
+    data = torch.arange(4 * 9.0, device=device).reshape(4, 9, 1).expand(4, 9, 2).contiguous()
+    loss = training.denoising_batches(make(device), data, batch=64, groups=16, window=5)
+    for k in range(20):
+        loss(generator(k))
+    x = torch.cat([x_0.flatten(0, 1) for x_0, _, _ in spy])[..., 0]
+    assert spy[0][0].shape == spy[0][2].shape == (16, 4, 5, 2)
+    assert spy[0][1].shape == (16, 1)
+    assert (x.diff(dim=1) == 1).all()  # consecutive states
+    assert (x[:, 0] // 9 == x[:, -1] // 9).all()  # of one trajectory
+    starts = torch.bincount(x[:, 0].long(), minlength=36).reshape(4, 9)
+    assert (starts[:, 5:] == 0).all()
+    assert starts[:, :5].min() > 0.6 * starts.sum() / 20  # each of the 20 windows as often
+
+
 def test_discrete_levels_are_those_of_f24(spy, device, generator):
     loss = training.denoising_batches(
         make(device), states(50).to(device), batch=500, groups=500, levels=10
@@ -434,6 +449,9 @@ def test_fit_refuses(changes, error, words):
         ({"groups": 0}, ValueError, "groups"),
         ({"levels": 0}, ValueError, "levels"),
         ({"data": torch.zeros(4, 5, 2)}, ValueError, "data must have shape"),
+        ({"data": torch.zeros(4, 5, 2), "window": 6}, ValueError, "length >= 6"),
+        ({"data": torch.zeros(9, 2), "window": 2}, ValueError, r"data must have shape \(n, length"),
+        ({"data": torch.zeros(4, 5, 2), "window": 0}, ValueError, "window must be at least 1"),
         ({"data": torch.zeros(0, 2)}, ValueError, "n > 0"),
         ({"data": torch.full((4, 2), math.inf)}, ValueError, "data must be finite"),
         ({"data": torch.zeros(4, 3)}, ValueError, r"data must have shape \(\.\.\., 2\)"),

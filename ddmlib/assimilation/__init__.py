@@ -25,21 +25,25 @@ from ddmlib.assimilation.methods import (
     ThreeDVar,
 )
 from ddmlib.assimilation.observations import Observation, component, identity, observe
+from ddmlib.assimilation.particle import Filtering, bootstrap_filter, particle_filter
 from ddmlib.assimilation.perturbations import analogs, gaussian
-from ddmlib.assimilation.variational import three_d_var
+from ddmlib.assimilation.variational import Mode, three_d_var, weak_4d_var
 
 __all__ = [
     "ETKF",
     "EnKFN",
     "EnOI",
+    "Filtering",
     "IEnKS",
     "Method",
+    "Mode",
     "Observation",
     "OptimalInterpolation",
     "Scores",
     "ThreeDVar",
     "adaptive_inflation",
     "analogs",
+    "bootstrap_filter",
     "component",
     "difference",
     "enkf_n",
@@ -51,9 +55,11 @@ __all__ = [
     "inflate",
     "kalman_filter",
     "observe",
+    "particle_filter",
     "rotate",
     "rts_smoother",
     "steady_state",
     "three_d_var",
     "twin",
+    "weak_4d_var",
 ]

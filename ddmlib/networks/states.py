@@ -1,9 +1,4 @@
-"""Networks: maps of a state and a noise level, and plain ones of a state alone.
-
-`ResidualMLP` is F24's (Finn et al. 2024): residual blocks whose normalised input is scaled and
-shifted feature by feature (FiLM, Perez et al. 2018) as a function of the noise level.  The noise
-level enters as one number, `log(sigma/alpha)`, so the network is tied to no schedule.
-"""
+"""Networks of single states."""
 
 import math
 from itertools import pairwise
@@ -177,9 +172,3 @@ class Dense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x of shape (..., inputs) to (..., outputs)."""
         return self.last(self.hidden(x))
-
-
-def from_settings(kind: str, settings: dict) -> nn.Module:
-    """Build the network that a weight file's card describes."""
-    kinds: dict[str, type[nn.Module]] = {"ResidualMLP": ResidualMLP, "Dense": Dense}
-    return kinds[checks.choice("network", kind, kinds)](**settings)

@@ -1,30 +1,15 @@
-r"""Dynamical systems, their integration, and their Lyapunov exponents (physical units).
-
-A system is an object with ``dim`` (number of components) and ``tendency(x)``, the right-hand side
-of dx/dt = f(x), on states of shape (..., dim).  `rk4` turns a tendency into a step of fourth order,
-
-    x(t + dt) = x + dt/6 (k_1 + 2 k_2 + 2 k_3 + k_4) + O(dt^5),
-
-and `integrate` repeats it over a whole batch of initial states at once.  Lyapunov exponents follow
-from pushing an orthonormal frame through the derivative of the step and re-orthonormalising it by
-QR: the mean logarithm of each diagonal entry of R per unit of time is an exponent (Benettin et al.
-1980).
-
-`Lorenz63`: E. N. Lorenz (1963), Deterministic nonperiodic flow, J. Atmos. Sci. 20, 130-141.
-"""
+"""Ordinary differential equations: Lorenz 63, the integrator, Lyapunov exponents."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
-from ddmlib import checks, noise
+from ddmlib import checks
 
 BLOCK = 64  # stored states gathered before they are copied to the result in one go
 
@@ -91,72 +76,6 @@ class Lorenz63:
         r = math.sqrt(self.beta * (self.rho - 1))
         c = self.rho - 1
         return torch.tensor([[0, 0, 0], [r, r, c], [-r, -r, c]], dtype=torch.float64)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearGaussian:
-    """The linear Markov chain x_{k+1} = A x_k + q, q ~ N(0, Q), from x_0 ~ N(mean, covariance).
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (d, d)
-        A.
-    noise : Tensor of shape (d, d)
-        Q, symmetric, positive definite.
-    mean, covariance : Tensor of shape (d,) and (d, d)
-        Law of the first state; see `stationary`.
-    """
-
-    matrix: Tensor
-    noise: Tensor
-    mean: Tensor
-    covariance: Tensor
-
-    def __post_init__(self) -> None:
-        d = len(checks.finite("matrix", self.matrix))
-        checks.finite("mean", self.mean)
-        for name in ("matrix", "noise", "covariance"):
-            value = checks.finite(name, getattr(self, name))
-            if value.shape != (d, d):
-                raise ValueError(f"{name} must have shape ({d}, {d}), got {tuple(value.shape)}")
-        if self.mean.shape != (d,):
-            raise ValueError(f"mean must have shape ({d},), got {tuple(self.mean.shape)}")
-
-    @classmethod
-    def stationary(cls, matrix: Tensor, noise: Tensor) -> "LinearGaussian":
-        """Return the chain that begins in its stationary law N(0, P), P = A P Aᵀ + Q."""
-        checks.finite("matrix", matrix)
-        if float(torch.linalg.eigvals(matrix).abs().max()) >= 1:
-            raise ValueError("matrix must be stable: no eigenvalue outside the unit circle")
-        a, q = (np.asarray(v.cpu(), np.float64) for v in (matrix, noise))
-        p = torch.from_numpy(scipy.linalg.solve_discrete_lyapunov(a, q)).to(matrix)
-        return cls(matrix, noise, torch.zeros_like(matrix[0]), (p + p.mT) / 2)
-
-    @property
-    def dim(self) -> int:
-        """Number of components of a state."""
-        return len(self.matrix)
-
-    def initial(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n first states, shape (n, d)."""
-        return self.mean + self._noise((n, self.dim), self.covariance, generator)
-
-    def transition(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw x_{k+1} given states x_k of shape (..., d)."""
-        return x @ self.matrix.mT.to(x) + self._noise(x.shape, self.noise, generator).to(x)
-
-    def log_transition(self, x: Tensor, following: Tensor) -> Tensor:
-        """Return log p(x_{k+1} | x_k), shape (...,)."""
-        law = torch.distributions.MultivariateNormal(x @ self.matrix.mT.to(x), self.noise.to(x))
-        return law.log_prob(following)
-
-    def _noise(
-        self, shape: Sequence[int], covariance: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        z = noise.normal(
-            shape, generator=generator, device=covariance.device, dtype=covariance.dtype
-        )
-        return z @ torch.linalg.cholesky(covariance).mT
 
 
 def rk4(tendency: Callable[[Tensor], Tensor], x: Tensor, dt: float) -> Tensor:

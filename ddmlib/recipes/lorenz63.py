@@ -1,4 +1,4 @@
-"""Recipes of the shipped weights: data, network, training settings, and what is measured.
+"""Recipes of Lorenz 63.
 
 F24 (Finn et al. 2024) compares noise, state and velocity heads under the cosine and the linear
 schedule; here each is trained at one small budget, with two seeds.  The main weights have a budget
@@ -6,35 +6,15 @@ of their own.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddmlib import datasets, metrics, sampling, schedules, training
+from ddmlib.recipes.common import CHUNK, TEST_SEED, TRAIN_SEED, Recipe
 
-BUDGETS = ("default", "full", "smoke")
 DT, TRAJECTORIES, LENGTH = 0.01, 4096, 4096
-CHUNK = 2**14  # states handled at once, so that activations stay in the cache
-TRAIN_SEED, TEST_SEED = 1, 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one weight file is made and measured."""
-
-    description: str
-    model: dict[str, Any]
-    loss: Callable[[Any, dict[str, Any], torch.device], training.Loss]
-    measure: Callable[..., dict[str, Any]]
-    samples: int
-    budgets: dict[str, dict[str, Any]]
-    lr: float = 1e-3
-    decay: float = 0.999
-    seed: int = 0
-    uses_features: bool = True
 
 
 def training_states(settings: dict[str, Any], device: torch.device) -> Tensor:

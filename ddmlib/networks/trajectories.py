@@ -1,0 +1,186 @@
+"""Networks of trajectories: each state's output depends on its neighbours alone."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddmlib import checks
+from ddmlib.networks.states import ACTIVATIONS, NoiseEmbedding, ResidualMLP
+
+
+class WindowMLP(nn.Module):
+    """A `ResidualMLP` of windows of 2k+1 states, each taken as one vector (R23's local network).
+
+    Parameters
+    ----------
+    dim : int
+        Components of a state.
+    window : int
+        States in a window, odd: 2k+1.
+    width, blocks, embedding, activation
+        As in `ResidualMLP` (R23: 256, 5, 32, "silu").
+    """
+
+    kind: ClassVar[str] = "WindowMLP"
+    event: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        dim: int = 3,
+        window: int = 5,
+        width: int = 128,
+        blocks: int = 5,
+        embedding: int = 32,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        if checks.count("window", window, 3) % 2 == 0:
+            raise ValueError(f"window must be an odd number of states, got {window}")
+        self.dim, self.window = checks.count("dim", dim), window
+        self.body = ResidualMLP(dim * window, width, blocks, embedding, activation)
+        self.settings = self.body.settings | {"dim": dim, "window": window}
+
+    def hidden(self, x: Tensor, level: Tensor) -> Tensor:
+        """Return the features of the last hidden layer, (..., width); arguments as in `forward`."""
+        if x.shape[-2:] != (self.window, self.dim):
+            raise ValueError(
+                f"x must have shape (..., {self.window}, {self.dim}), got {tuple(x.shape)}"
+            )
+        return self.body.hidden(x.flatten(-2), _one_level(level))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Map windows (..., window, dim) to outputs of that shape.
+
+        ``level`` is log(sigma/alpha), a number or of shape (..., 1): one for a whole window.
+        """
+        return self.body.last(self.hidden(x, level)).unflatten(-1, (self.window, self.dim))
+
+    def along(self, x: Tensor, level: Tensor) -> Tensor:
+        """Return the outputs composed along trajectories (..., length, dim), of that shape.
+
+        A state takes the centre output of the window around it, the first and last k states the
+        outputs of the first and last window; no other output is computed.
+        """
+        _long_enough(x, self.window)
+        k, d = self.window // 2, self.dim
+        windows = x.unfold(-2, self.window, 1).mT.flatten(-2)  # (..., length - 2k, window d)
+        h, last = self.body.hidden(windows, level), self.body.last
+        ends = [slice(0, k * d), slice(k * d, (k + 1) * d), slice((k + 1) * d, None)]
+        left, centre, right = (
+            nn.functional.linear(part, last.weight[rows], last.bias[rows])
+            for part, rows in zip((h[..., 0, :], h, h[..., -1, :]), ends, strict=True)
+        )
+        left, right = left.unflatten(-1, (k, d)), right.unflatten(-1, (k, d))
+        return torch.cat((left, centre, right), -2)
+
+
+def _one_level(level: Tensor) -> Tensor:
+    """Return levels (..., 1), one for each trajectory, without the axis of states."""
+    if level.ndim and level.shape[-1] != 1:
+        raise ValueError("the noise level must be the same for all states of a trajectory")
+    return level[..., 0] if level.ndim else level
+
+
+def _long_enough(x: Tensor, window: int) -> None:
+    if x.ndim < 2 or x.shape[-2] < window:
+        raise ValueError(
+            f"x must have shape (..., length, d) with length >= {window}, got {tuple(x.shape)}"
+        )
+
+
+class Convolution(nn.Linear):
+    """A convolution of kernel 3 along (..., length, inputs), zeros beyond the ends.
+
+    As a product with the three neighbours side by side, so that channels stay the last axis.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(3 * inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., length, inputs) to (..., length, outputs)."""
+        padded = nn.functional.pad(x, (0, 0, 1, 1))
+        neighbours = torch.cat((padded[..., :-2, :], x, padded[..., 2:, :]), -1)
+        return super().forward(neighbours)
+
+
+class ConvolutionBlock(nn.Module):
+    """x + gate * (LayerNorm of each state, FiLM, convolution, activation, convolution)."""
+
+    def __init__(self, width: int, embedding: int, activation: str) -> None:
+        super().__init__()
+        self.film = nn.Linear(embedding, 2 * width)
+        self.inner, self.outer = Convolution(width, width), Convolution(width, width)
+        self.activation = ACTIVATIONS[activation]()
+        self.gate = nn.Parameter(torch.full((width,), 1e-6))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (..., length, width) given an embedding that broadcasts against it."""
+        scale, shift = self.film(embedding).chunk(2, dim=-1)
+        h = torch.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), 1 + scale)
+        return x + self.gate * self.outer(self.activation(self.inner(h)))
+
+
+class ConvNet(nn.Module):
+    """R23's convolutional network: residual blocks along the trajectory, kernel 3 throughout.
+
+    Each output depends on the states within ``radius`` = 2 blocks + 2 of it.  Beyond the ends lie
+    zeros, and a constant input channel tells a state from that padding.  A state that sees less
+    than all of one end stands in some window of 2 radius + 1 states exactly as in any longer
+    trajectory, so training on windows at least that long shows every kind of padding there is; a
+    shorter trajectory, whose states see both ends, is refused.
+
+    Parameters
+    ----------
+    dim : int
+        Components of a state.
+    width, blocks, embedding, activation
+        Channels, residual blocks of two convolutions, features of the noise level (R23: 64, 6, 32,
+        "silu").
+    """
+
+    kind: ClassVar[str] = "ConvNet"
+    event: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        dim: int = 3,
+        width: int = 64,
+        blocks: int = 6,
+        embedding: int = 32,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        checks.choice("activation", activation, ACTIVATIONS)
+        self.settings = {
+            "dim": checks.count("dim", dim),
+            "width": checks.count("width", width),
+            "blocks": checks.count("blocks", blocks),
+            "embedding": embedding,
+            "activation": activation,
+        }
+        self.radius = 2 * blocks + 2
+        self.window = 2 * self.radius + 1
+        self.embedding = NoiseEmbedding(embedding)
+        self.first = Convolution(dim + 1, width)
+        self.blocks = nn.ModuleList(
+            ConvolutionBlock(width, embedding, activation) for _ in range(blocks)
+        )
+        self.last = Convolution(width, dim)
+
+    def hidden(self, x: Tensor, level: Tensor) -> Tensor:
+        """Return features (..., length, width) of each state; arguments as in `forward`."""
+        _long_enough(x, self.window)
+        h = self.first(torch.cat((x, torch.ones_like(x[..., :1])), -1))
+        embedding = self.embedding(level)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return h
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Map trajectories (..., length, dim), length >= ``window``, to outputs of that shape.
+
+        ``level`` is log(sigma/alpha), a number or of a shape that broadcasts to (..., length).
+        """
+        return self.last(self.hidden(x, level))

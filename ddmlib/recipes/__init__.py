@@ -1,0 +1,31 @@
+"""Recipes of the shipped weights: data, network, training settings, and what is measured.
+
+`RECIPES` holds all of them by name: those of Lorenz 63 after F24 (Finn et al. 2024), and those of
+trajectories of the noisy chain after R23 (Rozet & Louppe 2023).
+"""
+
+from . import lorenz63, noisy_lorenz63
+from .common import BUDGETS, CHUNK, Recipe
+from .lorenz63 import (
+    measure_increments,
+    measure_states,
+    reference_floor,
+    reference_histogram,
+    states,
+)
+from .noisy_lorenz63 import measure_trajectories
+
+RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES
+
+__all__ = [
+    "BUDGETS",
+    "CHUNK",
+    "RECIPES",
+    "Recipe",
+    "measure_increments",
+    "measure_states",
+    "measure_trajectories",
+    "reference_floor",
+    "reference_histogram",
+    "states",
+]
