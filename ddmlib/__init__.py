@@ -16,13 +16,17 @@ __version__ = "0.1.0"
 
 _modules = (
     "dynamics",
+    "oscillators",
     "schedules",
     "networks",
     "metrics",
     "datasets",
+    "ensembles",
     "denoisers",
     "training",
     "sampling",
+    "likelihoods",
+    "events",
     "recipes",
     "pretrained",
 )

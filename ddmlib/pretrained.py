@@ -1,8 +1,8 @@
 """Shipped weights: load them, re-train them, measure them.
 
 Weights lie in ``ddmlib/weights/NAME.safetensors``, each beside a card ``NAME.json`` that says how
-they were made and how good they are.  `recipes` holds the settings; ``python -m ddmlib`` is the
-command line.
+they were made and how good they are.  `recipes` and `trajectory_recipes` hold the settings;
+``python -m ddmlib`` is the command line.
 """
 
 import json
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddmlib import checks, datasets, networks, recipes, schedules, training
+from ddmlib import checks, datasets, recipes, schedules, training, trajectory_recipes, unet
 from ddmlib.denoisers import NetworkDenoiser
-from ddmlib.recipes import RECIPES, Recipe
+from ddmlib.recipes import Recipe
 
+RECIPES: dict[str, Recipe] = recipes.RECIPES | trajectory_recipes.RECIPES
 WEIGHTS = Path(str(resources.files("ddmlib") / "weights"))
 
 
@@ -50,7 +51,7 @@ def card(name: str, folder: Path | None = None) -> dict[str, Any]:
 
 def build(settings: dict[str, Any]) -> nn.Module:
     """Return the untrained module that the ``model`` entry of a card describes."""
-    network = networks.from_settings(settings["network"], settings["network_settings"])
+    network = unet.from_settings(settings["network"], settings["network_settings"])
     if settings["kind"] == "network":
         return network
     schedule = schedules.by_name(settings["schedule"], **settings["schedule_settings"])
