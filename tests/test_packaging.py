@@ -46,7 +46,16 @@ ASSIMILATION = [
     "methods",
     "cycling",
 ]
-EVENTS = ["constraints", "estimates", "guidance", "paths", "subset", "probability", "published"]
+EVENTS = [
+    "constraints",
+    "estimates",
+    "guidance",
+    "paths",
+    "pilot",
+    "subset",
+    "probability",
+    "published",
+]
 INNER = {"assimilation": ASSIMILATION, "events": EVENTS}
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "tqdm", "ddmlib"} | sys.stdlib_module_names
 

@@ -1,6 +1,6 @@
 r"""The probability of an event under a diffusion model, by five methods.
 
-All but "likelihood-ratio" estimate one number, P(E) of the ancestral sampler with the given steps;
+All but "likelihood-ratio" estimate one number, P(E) of a stochastic sampler with the given steps;
 how far this is from the truth is a matter of the model and of the steps, not of the estimator.
 
 | method | unbiased | needs | good for |
@@ -27,6 +27,7 @@ from ddmlib.events import estimates, paths, subset
 from ddmlib.events.constraints import Equality, Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
+from ddmlib.events.pilot import calibrate
 
 METHODS = ("plain", "importance", "smc", "subset", "likelihood-ratio")
 
@@ -39,9 +40,11 @@ def log_probability(
     samples: int = 4096,
     runs: int = 8,
     steps: int = 64,
+    rule: str = "multistep",
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
+    pilot: int = 256,
     keep: float = 0.2,
     moves: int = 4,
     probes: int | None = None,
@@ -68,15 +71,20 @@ def log_probability(
         Independent populations that "smc" and "subset" divide the samples into; their scatter is
         the error.
     steps, spacing, ratios
-        The ancestral sampler, as in `sampling.sample` with ``method="ddpm"``.
+        Of the sampler, as in `sampling.sample`.
+    rule : str
+        "multistep" or "ddpm", both with ``eta=1`` in the terms of `sampling.sample`.
     defensive : float
         Share of unguided paths ("importance") or steps ("smc"), in [0, 1).
+    pilot : int
+        Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
+        samples (see `pilot`); 0 for none.
     keep, moves : float, int
         Of "subset": the share above each threshold, and Metropolis moves at each.
     probes : int, optional
         Of "likelihood-ratio": vectors of Hutchinson's estimate; default: the exact trace.
     guidance : EventGuidance, optional
-        Default: ``EventGuidance(denoiser, constraint)``.
+        Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.
     chunk : int, optional
         Paths handled at once by "plain" and "importance", to bound memory.
     generator : torch.Generator, optional
@@ -94,20 +102,24 @@ def log_probability(
         For an unknown method, an equality, or settings out of range.
     """
     checks.choice("method", method, METHODS)
+    checks.choice("rule", rule, paths.RULES)
     if any(isinstance(part, Equality) for part in constraint.parts):
         raise ValueError("the probability of an equality is zero; ask for C within an interval")
     checks.count("samples", samples, 2)
-    if method in ("smc", "subset") and (checks.count("runs", runs, 2) * 2 > samples):
-        raise ValueError(f"runs must be at most half the samples, got {runs} and {samples}")
+    if method in ("smc", "subset"):
+        if checks.count("runs", runs, 2) * 2 > samples:
+            raise ValueError(f"runs must be at most half the samples, got {runs} and {samples}")
+        samples -= samples % runs
     if not 0 <= defensive < 1:
         raise ValueError(f"defensive must lie in [0, 1), got {defensive}")
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
-    on: dict[str, Any] = {"like": like, "generator": generator}
+    on: dict[str, Any] = {"rule": rule, "like": like, "generator": generator}
     parts = [samples] if chunk is None else _parts(samples, checks.count("chunk", chunk, 2))
 
     sampler: dict[str, Any] = {
         "steps": steps,
-        "method": "ddpm",
+        "method": rule,
+        "eta": 1.0,
         "spacing": spacing,
         "ratios": ratios,
         "generator": generator,
@@ -134,20 +146,26 @@ def log_probability(
         values = torch.tensor(logs, dtype=torch.float64).exp()
         return estimates.from_values(method, values, sum(inside), sum(evaluations), 0)
 
-    guidance = guidance or EventGuidance(denoiser, constraint)
-    products = steps * samples * len(constraint.parts)
+    first = 0
+    if guidance is None:
+        guidance = EventGuidance(denoiser, constraint)
+        if method != "likelihood-ratio" and pilot:
+            first, found_by = steps * pilot, calibrate(guidance, grid, pilot, **on)
+            guidance = EventGuidance(denoiser, constraint, calibration=found_by)
+    evaluations = steps * samples + first
+    products = evaluations * len(constraint.parts)
     if method == "importance":
         # each chunk holds the same share of unguided paths
         drawn = [paths.importance(guidance, grid, n, defensive=defensive, **on) for n in parts]
         log_weights = torch.cat([part.log_weights[0] for part in drawn])
         size = float(estimates.effective_size(log_weights))
-        return estimates.from_values(method, log_weights.exp(), size, samples * steps, products)
+        return estimates.from_values(method, log_weights.exp(), size, evaluations, products)
     if method == "smc":
         n = samples // runs
         done = paths.twisted(guidance, grid, n, runs, defensive=defensive, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
         values = done.log_probability.exp()
-        return estimates.from_values(method, values, size, n * runs * steps, products)
+        return estimates.from_values(method, values, size, evaluations, products)
 
     z = sampling.sample(guidance, (samples, *constraint.shape), **sampler)
     density: dict[str, Any] = {"axes": len(constraint.shape), "steps": steps, "ratios": ratios}
@@ -188,6 +206,7 @@ def twisted_samples(
     excess: int = 4,
     runs: int = 8,
     steps: int = 64,
+    rule: str = "multistep",
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
@@ -196,14 +215,14 @@ def twisted_samples(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Draw samples of the ancestral sampler given the event, by twisted sequential Monte Carlo.
+    """Draw samples given the event from the law of a sampler, by twisted sequential Monte Carlo.
 
     Every sample is in the event.  Their law is exact as ``excess`` grows; some samples occur more
     than once, or share most of their path.
 
     Parameters
     ----------
-    denoiser, constraint, runs, steps, spacing, ratios, defensive, guidance
+    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, guidance
         As in `log_probability`.
     generator, device, dtype
         As in `log_probability`.
@@ -225,9 +244,8 @@ def twisted_samples(
     each = max(2, -(-number * checks.count("excess", excess) // checks.count("runs", runs)))
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     guidance = guidance or EventGuidance(denoiser, constraint)
-    done = paths.twisted(
-        guidance, grid, each, runs, defensive=defensive, like=like, generator=generator
-    )
+    on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
+    done = paths.twisted(guidance, grid, each, runs, defensive=defensive, generator=generator, **on)
     log_weights = done.log_weights.reshape(1, -1)
     if not bool(torch.isfinite(log_weights).any()):
         raise RuntimeError(f"none of {log_weights.numel()} paths reached the event")

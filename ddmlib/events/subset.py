@@ -22,19 +22,22 @@ from torch import Tensor
 from ddmlib import noise
 from ddmlib.denoisers import Denoiser
 from ddmlib.events.constraints import Event
-from ddmlib.events.paths import levels
-from ddmlib.sampling import ancestral_step
+from ddmlib.events.paths import kernel, levels
+from ddmlib.sampling import Level
 
 MOST_LEVELS = 60
 
 
 @torch.no_grad()
-def ancestral_map(denoiser: Denoiser, grid: Tensor, xi: Tensor) -> Tensor:
-    """Return x_0 = G(ξ), the ancestral sampler with the noise ξ (steps, *batch, *shape) given."""
+def sampler_map(denoiser: Denoiser, grid: Tensor, xi: Tensor, rule: str) -> Tensor:
+    """Return x_0 = G(ξ), the stochastic sampler with the noise ξ (steps, *batch, *shape) given."""
     pairs = levels(denoiser, grid, xi)
     x = torch.hypot(*pairs[0]) * xi[0]
+    before: tuple[Tensor, Level] | None = None
     for k, (level_t, level_s) in enumerate(pairwise(pairs)):
-        x, std = ancestral_step(x, denoiser.denoise(x, *level_t), level_t, level_s)
+        x_0 = denoiser.denoise(x, *level_t)
+        x, std = kernel(x, x_0, level_t, level_s, before, rule)
+        before = x_0, level_t
         if k + 1 < len(xi):
             x = x + std * xi[k + 1]
     return x
@@ -47,6 +50,7 @@ def subset_simulation(
     grid: Tensor,
     n: int,
     *,
+    rule: str,
     keep: float,
     moves: int,
     like: Tensor,
@@ -66,7 +70,7 @@ def subset_simulation(
     shape, steps = (n, *event.shape), len(grid) - 1
 
     def margins(xi: Tensor) -> Tensor:
-        return event.margin(denoiser.standardizer.inverse(ancestral_map(denoiser, grid, xi)))
+        return event.margin(denoiser.standardizer.inverse(sampler_map(denoiser, grid, xi, rule)))
 
     def draw() -> Tensor:
         return noise.normal(
