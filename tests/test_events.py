@@ -7,10 +7,10 @@ import pytest
 import scipy.stats
 import torch
 
-from ddmlib import events, sampling, schedules
+from ddmlib import events, sampling, schedules, unet
 from ddmlib.datasets import Standardizer
-from ddmlib.denoisers import Denoiser, GaussianDenoiser
-from ddmlib.events import estimates, paths
+from ddmlib.denoisers import Denoiser, GaussianDenoiser, NetworkDenoiser
+from ddmlib.events import estimates, paths, pilot
 from ddmlib.events.constraints import mills
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
@@ -361,6 +361,18 @@ def test_doubtful_error_bars_are_marked():
     assert "one value makes up" in estimates.from_values("importance", one, 400.0, 1, 1).warning
 
 
+def test_the_tail_index_is_that_of_the_law(generator):
+    u = torch.rand(20_000, generator=generator(), **DOUBLE)
+    assert estimates.tail_index(-u.log()) == pytest.approx(0, abs=0.15)  # exponential
+    for k in (0.5, 1.0):
+        assert estimates.tail_index(u**-k) == pytest.approx(k, abs=0.2)
+    assert estimates.tail_index(u) == pytest.approx(-1, abs=0.2)  # bounded
+    assert estimates.tail_index(torch.ones(200)) == 0
+    heavy = estimates.from_values("importance", u**-1.0, 1000.0, 1, 1)
+    assert "heavy tail, of index" in heavy.warning
+    assert estimates.from_values("importance", u, 1000.0, 1, 1).trustworthy
+
+
 def test_effective_size():
     weights = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -math.inf, -math.inf, -math.inf]])
     assert estimates.effective_size(weights + 700).tolist() == [4, 1]
@@ -376,6 +388,64 @@ def test_systematic_resampling_repeats_by_weight(generator):
     uneven = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).expand(4000, 4).log()
     share = torch.bincount(paths.systematic(uneven, generator()).flatten(), minlength=4) / 16_000
     assert share.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.01)
+
+
+# --- the pilot -----------------------------------------------------------------------------------
+
+
+def calibrated(denoiser, event, n, steps, generator):
+    guidance = events.EventGuidance(denoiser, event)
+    grid = sampling.times(denoiser.schedule, steps, spacing="log-ratio", ratios=(2e-3, 80.0))
+    like = torch.zeros((), **DOUBLE)
+    return pilot.calibrate(guidance, grid, n, rule="multistep", like=like, generator=generator)
+
+
+def test_the_pilot_leaves_exact_guidance_as_it_is(generator):
+    event, _ = half_space(1e-3)
+    found = calibrated(gaussian(), event, 1024, 32, generator(1))
+    assert found.intercept.shape == (1, 32)
+    assert bool((found.log_ratios.diff() > 0).all())
+    spread = math.sqrt(float((DIRECTION * UNITS.std) @ COVARIANCE @ (DIRECTION * UNITS.std)))
+    assert float(found.intercept.abs().max()) < 0.1 * spread
+    assert float((found.slope - 1).abs().max()) < 0.2
+    assert float(found.extra.max()) < 0.1 * spread**2
+    assert float((found.scale - 1).abs().max()) < 0.2
+    # away from few steps' own error the corrections are none at all
+    assert float((found.extra == 0).double().mean()) > 0.5
+
+
+def test_the_pilot_finds_the_mean_of_a_curved_constraint(generator):
+    denoiser = GaussianDenoiser(torch.zeros(2, **DOUBLE), torch.eye(2, **DOUBLE))
+    event = events.Constraint(lambda x: x.square().sum(-1) - 9.0, (2,))
+    found = calibrated(denoiser, event, 1024, 32, generator(1))
+    ratio = found.log_ratios.exp()
+    trace = 2 * ratio**2 / (1 + ratio**2)  # of Cov[x_0 | x_t], the mean of C(x_0) - C(x̂)
+    error = (found.intercept[0] + (found.slope[0] - 1) * -9.0 - trace).abs()
+    assert float(error.max()) < 0.5
+    assert float(error[ratio > 3].max()) < 0.4
+    # at high noise C(x_0) has the variance 4 of |x|², and its linearisation next to none
+    assert float(found.extra[0, -1]) == pytest.approx(4, rel=0.35)
+    assert float(found.extra[0, 0]) < 1e-3
+
+
+def test_corrections_are_interpolated_in_the_logarithm_of_the_noise():
+    rows = torch.tensor([[[0.0, 1.0, 4.0]], [[1.0, 1.0, 1.0]], [[1.0, 0.5, 0.0]], [[0.0, 0, 9]]])
+    found = events.Calibration(torch.tensor([-1.0, 0.0, 2.0]), *rows)
+    ratio = torch.tensor([-5.0, -1.0, -0.5, 0.0, 1.0, 2.0, 7.0]).exp()[:, None]
+    intercept, slope, scale, extra = found.at(0, ratio)
+    assert intercept.shape == (7, 1)
+    torch.testing.assert_close(intercept[:, 0], torch.tensor([0, 0, 0.5, 1, 2.5, 4, 4]))
+    torch.testing.assert_close(slope, torch.ones(7, 1))
+    torch.testing.assert_close(scale[:, 0], torch.tensor([1, 1, 0.75, 0.5, 0.25, 0, 0]))
+    torch.testing.assert_close(extra[:, 0], torch.tensor([0, 0, 0, 0, 4.5, 9, 9]))
+
+
+def test_the_pilot_refuses(generator):
+    with pytest.raises(ValueError, match="n must be at least 16"):
+        calibrated(gaussian(), half_space(0.1)[0], 8, 4, generator())
+    equality = events.Equality(lambda x: x[..., 0], 1.0, (2,))
+    with pytest.raises(ValueError, match="equalities cannot be calibrated"):
+        calibrated(gaussian(), equality, 32, 4, generator())
 
 
 # --- probabilities -------------------------------------------------------------------------------
@@ -394,7 +464,7 @@ def test_guided_estimates_of_a_half_space(method, probability, generator):
     assert found.interval[0] - 0.01 < own < found.interval[1] + 0.01
     assert found.standard_error < 0.02
     assert found.trustworthy
-    assert (found.evaluations, found.products) == (128 * 4096, 128 * 4096)
+    assert found.evaluations == found.products == 128 * (4096 + 256)
 
 
 @pytest.mark.parametrize(("rule", "order", "last"), [("ddpm", 1, 0.2), ("multistep", 2, 0.002)])
@@ -449,18 +519,21 @@ def test_intervals_cover_as_often_as_they_say(generator):
             assert 0.91 <= covered <= 0.98, (method, probability, covered)
 
 
-def test_both_estimates_are_unbiased_for_a_curved_event(generator):
-    """|x|² > c of a standard normal, where moment matching is far from exact."""
+def test_a_curved_event_needs_the_pilot(generator):
+    """|x|² > c of a standard normal, where moment matching alone is far from exact."""
     denoiser = GaussianDenoiser(torch.zeros(2, **DOUBLE), torch.eye(2, **DOUBLE))
     _, covariance = sampler_law(denoiser, 24)
     event = events.Constraint(lambda x: x.square().sum(-1) - 9.0, (2,))
     own = -9.0 / 2 / float(covariance[0, 0])
-    for method in ("importance", "smc"):
-        found = events.log_probability(
-            denoiser, event, method=method, samples=8192, steps=24, generator=generator(3), **DOUBLE
-        )
-        assert abs(found.log_probability - own) < 3 * found.standard_error
-        assert found.standard_error < 0.2
+    options = {"samples": 8192, "steps": 24, "generator": generator(3), **DOUBLE}
+    found = events.log_probability(denoiser, event, method="smc", **options)
+    assert abs(found.log_probability - own) < 3 * found.standard_error
+    assert found.standard_error < 0.15
+    assert found.trustworthy
+    blind = events.log_probability(denoiser, event, method="smc", pilot=0, **options)
+    assert not blind.trustworthy
+    weighted = events.log_probability(denoiser, event, method="importance", **options)
+    assert abs(weighted.log_probability - own) < 4 * weighted.standard_error
 
 
 def test_the_likelihood_ratio_is_exact_for_exact_guidance(generator):
@@ -490,6 +563,16 @@ def test_twisted_samples_are_conditional_samples(generator):
     impossible = events.Constraint(lambda x: -1 - x[..., 0].square(), (2,))
     with pytest.raises(RuntimeError, match=r"none of .* paths reached"):
         events.twisted_samples(gaussian(), impossible, 10, steps=4)
+
+
+def test_chunks_change_nothing_but_memory(generator):
+    event, _ = half_space(1e-2)
+    options = {"samples": 64, "runs": 2, "steps": 6, "pilot": 32, **DOUBLE}
+    whole, chunked = (
+        events.log_probability(gaussian(), event, chunk=n, generator=generator(), **options)
+        for n in (None, 24)
+    )
+    assert chunked.log_probability == pytest.approx(whole.log_probability, rel=1e-10)
 
 
 def test_seeds_fix_estimates(generator):
@@ -522,6 +605,25 @@ def test_seeds_fix_estimates(generator):
 def test_bad_settings_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         events.log_probability(gaussian(), half_space(0.1)[0], **({"samples": 20} | arguments))
+
+
+def test_estimates_agree_on_trajectories_of_a_network(generator, device):
+    torch.manual_seed(0)
+    network = unet.TrajectoryUNet(dim=3, widths=(8, 16), blocks=1, kernel=3, embedding=8).to(device)
+    denoiser = NetworkDenoiser(network, schedules.Cosine(), Standardizer.identity(3))
+    event = events.Constraint(lambda x: x[..., 0].mean(-1) - 0.5, (12, 3))
+    options = {"steps": 12, "samples": 512, "generator": generator()}
+    plain, smc = (
+        events.log_probability(denoiser, event, method=method, **options)
+        for method in ("plain", "smc")
+    )
+    error = math.hypot(plain.standard_error, smc.standard_error)
+    assert 0 < plain.effective_samples < 512
+    assert abs(plain.log_probability - smc.log_probability) < 4 * error
+    z = events.twisted_samples(denoiser, event, 20, steps=12, pilot=32, generator=generator())
+    assert z.shape == (20, 12, 3)
+    assert z.device.type == device.type
+    assert bool(event.holds(z).all())
 
 
 # --- Z23's events --------------------------------------------------------------------------------

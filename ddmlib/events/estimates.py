@@ -9,6 +9,8 @@ from torch import Tensor
 
 LEAST = 50.0  # effective samples below which an error bar is not believed
 WIDEST = 0.5  # relative standard error above which it is not believed
+HEAVIEST = 0.7  # tail index of the weights above which means settle too slowly
+FEWEST = 100  # values from which a tail index is estimated
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,37 @@ def doubts(error: float, effective_samples: float, values: Tensor) -> str:
     share = float(values.max() / values.sum())
     if share > 0.5:
         reasons.append(f"one value makes up {share:.0%} of the sum")
+    if len(values) >= FEWEST and (k := tail_index(values)) > HEAVIEST:
+        reasons.append(f"the weights have a heavy tail, of index {k:.2f}")
     return "; ".join(reasons)
+
+
+def tail_index(values: Tensor) -> float:
+    """Return the index k of the generalised Pareto law fitted to the largest values, (n,).
+
+    The largest 3√n values, or a fifth of all if fewer, are used.  Moments of order above 1/k do not
+    exist; the error of a mean of positive weights can be trusted up to about k = 0.7.
+
+    References
+    ----------
+    Zhang & Stephens (2009), Technometrics 51, 316-325 (the estimator).
+    Vehtari et al. (2024), Pareto smoothed importance sampling, J. Mach. Learn. Res. 25 (its use).
+    """
+    n = len(values)
+    m = int(min(n / 5, 3 * math.sqrt(n)))
+    largest = values.double().sort().values[-m - 1 :]
+    x = largest[1:] - largest[0]  # exceedances of the threshold, ascending
+    if float(x[0]) == float(x[-1]):
+        return 0.0  # all alike: no tail
+    x = x.clamp(min=float(x[-1]) * 1e-12)
+    points = 30 + int(math.sqrt(m))
+    order = torch.arange(1, points + 1, dtype=torch.float64, device=x.device)
+    quartile = float(x[max(0, int(m / 4 + 0.5) - 1)])
+    b = 1 / x[-1] + (1 - torch.sqrt(points / (order - 0.5))) / (3 * quartile)
+    k = torch.log1p(-b[:, None] * x).mean(1)
+    weights = torch.softmax(m * (torch.log(-b / k) - k - 1), 0)
+    index = float(torch.log1p(-(weights * b).sum() * x).mean())
+    return (m * index + 5) / (m + 10)  # a weak prior, as if from ten values of index 1/2
 
 
 def mean_exp(log_weights: Tensor) -> Tensor:

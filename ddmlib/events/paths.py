@@ -151,6 +151,7 @@ def twisted(
     rule: str,
     defensive: float,
     threshold: float = 0.5,
+    chunk: int | None = None,
     like: Tensor,
     generator: torch.Generator | None,
 ) -> Paths:
@@ -165,7 +166,8 @@ def twisted(
     x = start((runs * n, *shape), steps[0], like, generator)
 
     def know(x: Tensor, level: Level) -> tuple[Conditioned, Tensor]:
-        known = guidance.condition(x, *level)
+        parts = [guidance.condition(part, *level) for part in x.split(chunk or len(x))]
+        known = Conditioned(*(torch.cat(field) for field in zip(*parts, strict=True)))
         log_mass = known.log_mass.double()
         log_h = torch.logaddexp(log_mass, torch.full_like(log_mass, math.log(LEAST)))
         return known, log_h.reshape(runs, n)

@@ -86,7 +86,7 @@ def log_probability(
     guidance : EventGuidance, optional
         Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.
     chunk : int, optional
-        Paths handled at once by "plain" and "importance", to bound memory.
+        Paths evaluated at once by "plain", "importance" and "smc", to bound memory.
     generator : torch.Generator, optional
         Source of randomness.
     device, dtype : optional
@@ -148,10 +148,8 @@ def log_probability(
 
     first = 0
     if guidance is None:
-        guidance = EventGuidance(denoiser, constraint)
-        if method != "likelihood-ratio" and pilot:
-            first, found_by = steps * pilot, calibrate(guidance, grid, pilot, **on)
-            guidance = EventGuidance(denoiser, constraint, calibration=found_by)
+        first = 0 if method == "likelihood-ratio" else pilot * steps
+        guidance = _guidance(denoiser, constraint, grid, first // steps, on)
     evaluations = steps * samples + first
     products = evaluations * len(constraint.parts)
     if method == "importance":
@@ -162,7 +160,7 @@ def log_probability(
         return estimates.from_values(method, log_weights.exp(), size, evaluations, products)
     if method == "smc":
         n = samples // runs
-        done = paths.twisted(guidance, grid, n, runs, defensive=defensive, **on)
+        done = paths.twisted(guidance, grid, n, runs, defensive=defensive, chunk=chunk, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
         values = done.log_probability.exp()
         return estimates.from_values(method, values, size, evaluations, products)
@@ -188,6 +186,17 @@ def log_probability(
     )
 
 
+def _guidance(
+    denoiser: Denoiser, constraint: Event, grid: torch.Tensor, pilot: int, on: dict[str, Any]
+) -> EventGuidance:
+    """Return guidance, corrected by a pilot run of so many paths if any."""
+    guidance = EventGuidance(denoiser, constraint)
+    if not pilot:
+        return guidance
+    calibration = calibrate(guidance, grid, pilot, **on)
+    return EventGuidance(denoiser, constraint, calibration=calibration)
+
+
 def _home(generator: torch.Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
@@ -210,7 +219,9 @@ def twisted_samples(
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
+    pilot: int = 256,
     guidance: EventGuidance | None = None,
+    chunk: int | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -222,9 +233,9 @@ def twisted_samples(
 
     Parameters
     ----------
-    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, guidance
+    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, guidance
         As in `log_probability`.
-    generator, device, dtype
+    chunk, generator, device, dtype
         As in `log_probability`.
     number : int
         Samples wanted.
@@ -243,9 +254,11 @@ def twisted_samples(
     checks.count("number", number)
     each = max(2, -(-number * checks.count("excess", excess) // checks.count("runs", runs)))
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
-    guidance = guidance or EventGuidance(denoiser, constraint)
     on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
-    done = paths.twisted(guidance, grid, each, runs, defensive=defensive, generator=generator, **on)
+    on["generator"] = generator
+    if guidance is None:
+        guidance = _guidance(denoiser, constraint, grid, pilot, on)
+    done = paths.twisted(guidance, grid, each, runs, defensive=defensive, chunk=chunk, **on)
     log_weights = done.log_weights.reshape(1, -1)
     if not bool(torch.isfinite(log_weights).any()):
         raise RuntimeError(f"none of {log_weights.numel()} paths reached the event")
