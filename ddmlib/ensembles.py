@@ -1,10 +1,8 @@
 r"""The three ensembles of trajectories of Z23 (Finzi et al. 2023), 60 states each, physical units.
 
-| function | states | interval | first state, before the burn-in | burn-in |
-|---|---|---|---|---|
-| `lorenz63` | (x, y, z) | 0.1 | 20 · N(0, I) | 100 (Z23: 3) |
-| `fitzhugh_nagumo` | (x_1, x_2, y_1, y_2) | 6 | 0.04 · N(0, I) | 1500 |
-| `double_pendulum` | (θ_1, θ_2, ω_1, ω_2) | 0.5 | θ ~ N(0, I), p ~ N(0, diag(0.2², 0.3²)) | none |
+- `lorenz63`: states 0.1 time units apart; first states 20 N(0, I), burn-in 100 (Z23: 3);
+- `fitzhugh_nagumo`: 6 apart; first states 0.04 N(0, I), burn-in 1500;
+- `double_pendulum`: 0.5 apart; angles N(0, I), momenta N(0, diag(0.2², 0.3²)), no burn-in.
 
 Z23 divides the states of Lorenz 63 by 20 and multiplies those of FitzHugh-Nagumo by 5; here all are
 left in the units of the equations.

@@ -37,10 +37,12 @@ EVENTS: dict[str, events.Constraint] = {
 STANDARDIZERS: dict[str, Standardizer] = {
     "lorenz63": LORENZ63,
     "fitzhugh-nagumo": Standardizer(
-        torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])
+        torch.tensor([0.0203, 0.0084, 0.0068, 0.0062]),
+        torch.tensor([0.0975, 0.0724, 0.0110, 0.0147]),
     ),
     "double-pendulum": Standardizer(
-        torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])
+        torch.zeros(4),  # by symmetry
+        torch.tensor([0.753, 3.28, 0.639, 0.885]),
     ),
 }
 

@@ -406,12 +406,14 @@ def test_the_pilot_leaves_exact_guidance_as_it_is(generator):
     assert found.intercept.shape == (1, 32)
     assert bool((found.log_ratios.diff() > 0).all())
     spread = math.sqrt(float((DIRECTION * UNITS.std) @ COVARIANCE @ (DIRECTION * UNITS.std)))
-    assert float(found.intercept.abs().max()) < 0.1 * spread
-    assert float((found.slope - 1).abs().max()) < 0.2
-    assert float(found.extra.max()) < 0.1 * spread**2
-    assert float((found.scale - 1).abs().max()) < 0.2
-    # away from few steps' own error the corrections are none at all
-    assert float((found.extra == 0).double().mean()) > 0.5
+    for correction, scale in (
+        (found.intercept, spread),
+        (found.slope - 1, 1),
+        (found.scale - 1, 1),
+        (found.extra, spread**2),
+    ):
+        assert float(correction.abs().max()) < 0.05 * scale
+        assert float((correction == 0).double().mean()) > 0.5
 
 
 def test_the_pilot_finds_the_mean_of_a_curved_constraint(generator):
@@ -528,7 +530,6 @@ def test_a_curved_event_needs_the_pilot(generator):
     options = {"samples": 8192, "steps": 24, "generator": generator(3), **DOUBLE}
     found = events.log_probability(denoiser, event, method="smc", **options)
     assert abs(found.log_probability - own) < 3 * found.standard_error
-    assert found.standard_error < 0.15
     assert found.trustworthy
     blind = events.log_probability(denoiser, event, method="smc", pilot=0, **options)
     assert not blind.trustworthy

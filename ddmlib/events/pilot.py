@@ -5,7 +5,7 @@ x̂ is close to the mean of all data, where neither says much of C(x_0): for C =
 mean of C(x_0) is higher by the trace of Cov[x_0 | x_t], and s is nearly zero.  A few unguided paths
 show what C(x_0) became after each (x_t, C(x̂), s²), and a regression at each level gives the
 `Calibration`.  Corrections that the pilot cannot tell from none are left out, so where moment
-matching is exact it stays so, up to a little noise in the slope.
+matching is exact it stays so.
 
 Estimates of probabilities stay unbiased whatever the corrections are, because they are fixed before
 the weighted paths are drawn.
@@ -23,8 +23,8 @@ from ddmlib.events.guidance import Calibration, EventGuidance
 from ddmlib.events.paths import kernel, levels, start
 from ddmlib.sampling import Level
 
-PRIOR = 0.5  # std of the slope about 1 before any data
-DOUBT = 2.0  # standard errors of a correction that are taken off it
+DOUBT = 3.0  # standard errors of a correction that are taken off it
+VAGUEST = 0.25  # standard error of a slope above which it is left at 1
 
 
 @torch.no_grad()
@@ -87,21 +87,25 @@ def corrections(ends: Tensor, values: Tensor, variances: Tensor) -> Tensor:
         C(x̂) and s² at this level.
     """
     values, variances, n = values.double(), variances.double(), ends.shape[-1]
-    # regression with a normal prior on the slope: at high noise C(x̂) hardly varies
-    centred = values - values.mean(-1, keepdim=True)
-    rest = ends - ends.mean(-1, keepdim=True)
-    square = centred.square().sum(-1)
-    unexplained = (rest - centred).square().mean(-1)
-    ridge = unexplained / PRIOR**2
-    slope = ((centred * rest).sum(-1) + ridge) / (square + ridge).clamp(min=1e-300)
-    slope = torch.where(square + ridge > 0, slope, 1.0)
-    residual = ends - slope[:, None] * values
+    tiny = torch.finfo(values.dtype).tiny
+    mean = values.mean(-1, keepdim=True)
+    centred, rest = values - mean, ends - ends.mean(-1, keepdim=True)
+    square = centred.square().sum(-1).clamp(min=tiny)
+    slope = (centred * rest).sum(-1) / square
+    scatter = (rest - slope[:, None] * centred).square().mean(-1)
+    error = (scatter / square).sqrt()
+    slope = torch.where(error < VAGUEST, 1 + beyond_doubt(slope - 1, error), 1.0)
+    residual = ends - mean - slope[:, None] * centred
     variance = residual.var(-1)
-    offset = residual.mean(-1)
-    doubt = DOUBT * (variance / n).sqrt()
-    intercept = offset.sign() * (offset.abs() - doubt).clamp(min=0)
-    error = DOUBT * math.sqrt(2 / n)  # relative, of a variance
-    expected = (slope[:, None].square() * variances).mean(-1).clamp(min=1e-300)
-    scale = (variance * (1 + error) / expected).clamp(max=1)
-    extra = (variance * (1 - error) - expected).clamp(min=0)
+    offset = beyond_doubt(residual.mean(-1), (variance / n).sqrt())
+    intercept = offset + (1 - slope) * mean[:, 0]
+    doubt = DOUBT * math.sqrt(2 / n)  # relative, of a variance
+    expected = (slope.square() * variances.mean(-1)).clamp(min=tiny)
+    scale = (variance * (1 + doubt) / expected).clamp(max=1)
+    extra = (variance * (1 - doubt) - expected).clamp(min=0)
     return torch.stack((intercept, slope, scale, extra))
+
+
+def beyond_doubt(x: Tensor, error: Tensor) -> Tensor:
+    """Return x moved towards zero by some standard errors: zero where it may well be zero."""
+    return x.sign() * (x.abs() - DOUBT * error).clamp(min=0)

@@ -3,13 +3,11 @@ r"""The probability of an event under a diffusion model, by five methods.
 All but "likelihood-ratio" estimate one number, P(E) of a stochastic sampler with the given steps;
 how far this is from the truth is a matter of the model and of the steps, not of the estimator.
 
-| method | unbiased | needs | good for |
-|---|---|---|---|
-| "plain" | yes | nothing | P(E) above about 100/samples |
-| "importance" | yes | guidance | guidance that is nearly exact |
-| "smc" | yes | guidance | the default |
-| "subset" | to order 1/n | nothing | a check, rare events without gradients |
-| "likelihood-ratio" | no | guidance, ODE densities | showing what Z23 publishes |
+- "plain" counts samples; unbiased, good for P(E) above about 100/samples.
+- "importance" weighs guided paths; unbiased, good where guidance is nearly exact.
+- "smc" resamples them on the way as well; unbiased, the default.
+- "subset" needs no guidance; biased to order 1/n, a check and for events without gradients.
+- "likelihood-ratio" is what Z23 publishes, to show its bias.
 
 Z23's estimator averages log p(x) - log p(x|E) over guided samples.  With exact samples and
 densities each value would be log P(E); with samples from q it is log P(E) - KL(q ‖ p(·|E)), and the
