@@ -128,11 +128,11 @@ def _trace(x_0: Tensor, y: Tensor, axes: int, vectors: Tensor | None) -> Tensor:
     """Return tr ∂x̂/∂y of each sample, exactly or with each probe: (rows, *batch)."""
     if vectors is None:
         n = math.prod(y.shape[-axes:])
-        flat, total = x_0.flatten(-axes), 0.0
+        flat, total = x_0.flatten(-axes), x_0.new_zeros(x_0.shape[: x_0.ndim - axes])
         for i in range(n):
             (row,) = torch.autograd.grad(flat[..., i].sum(), y, retain_graph=i + 1 < n)
             total = total + row.flatten(-axes)[..., i]
-        return torch.as_tensor(total)[None]
+        return total[None]
     rows = []
     for i, v in enumerate(vectors):
         (row,) = torch.autograd.grad(x_0, y, v, retain_graph=i + 1 < len(vectors))

@@ -14,7 +14,7 @@ any length is taken, but only the length seen in training gives sensible results
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ConvolutionBlock(nn.Module):
         self.film = nn.Linear(embedding, 2 * width)
         self.inner = nn.Conv1d(width, width, kernel, padding=kernel // 2)
         self.outer = nn.Conv1d(width, width, kernel, padding=kernel // 2)
-        self.gate = nn.Parameter(torch.full((width,), 1e-6))
+        self.gate = nn.Parameter(torch.full((width, 1, 1), 1e-6))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x (n, width, length), given an embedding (groups, features) with groups dividing n.
@@ -46,8 +46,11 @@ class ConvolutionBlock(nn.Module):
         h = nn.functional.group_norm(x, GROUPS)
         h = torch.addcmul(shift[..., None], h, 1 + scale[..., None])
         h = nn.functional.silu(self.inner(h))
-        weight, bias = self.gate[:, None, None] * self.outer.weight, self.gate * self.outer.bias
-        return x + nn.functional.conv1d(h, weight, bias, padding=self.outer.padding)
+        # gate * outer(h): the gate multiplies the weights, not the states, which are far more
+        weight, bias = self.outer.weight, self.outer.bias
+        assert bias is not None
+        gated = self.gate * weight, self.gate[:, 0, 0] * bias
+        return x + nn.functional.conv1d(h, *gated, padding=self.outer.padding)
 
 
 class TrajectoryUNet(nn.Module):
@@ -95,6 +98,9 @@ class TrajectoryUNet(nn.Module):
         def level(width: int) -> nn.ModuleList:
             return nn.ModuleList(ConvolutionBlock(width, kernel, embedding) for _ in range(blocks))
 
+        # lists of lists of blocks, which the type checker takes for plain modules
+        self.down: Any
+        self.up: Any
         pairs = list(pairwise(widths))
         self.down = nn.ModuleList(level(width) for width in widths)
         self.up = nn.ModuleList(level(width) for width in widths[:-1])

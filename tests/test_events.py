@@ -541,7 +541,7 @@ def test_the_likelihood_ratio_is_exact_for_exact_guidance(generator):
     """On a half-space its only error is that of the densities; it says that it is biased."""
     event, _ = half_space(1e-2)
     found = events.log_probability(
-        gaussian(), event, method="likelihood-ratio", samples=5, steps=96,
+        gaussian(), event, method="likelihood-ratio", samples=5, steps=48,
         generator=generator(), **DOUBLE,
     )  # fmt: skip
     assert found.log_probability == pytest.approx(math.log(1e-2), abs=0.15)

@@ -143,12 +143,13 @@ class EventGuidance(Denoiser):
             shift, log_mass = torch.zeros_like(x_0), x_0.new_zeros(x_t.shape[:-axes])
             for k, part in enumerate(parts):
                 if isinstance(part, Constraint):
-                    c, variance, weight = known.values[k], known.variances[k], 1.0
-                    c = c.reshape(variance.shape)
+                    variance, product = known.variances[k], known.products[k]
+                    c = known.values[k].reshape(variance.shape)
                     if self.calibration is not None:
                         a, b, scale, extra = self.calibration.at(k, sigma_t / alpha_t)
-                        c, variance, weight = a + b * c, scale * b * b * variance + extra, b
-                    shift = shift + weight * part.slope(c, variance) * known.products[k]
+                        c, variance = a + b * c, scale * b * b * variance + extra
+                        product = b * product
+                    shift = shift + part.slope(c, variance) * product
                     log_mass = log_mass + part.log_mass(c, variance).reshape(log_mass.shape)
             if equal:
                 pull, log_density = self._equalities(known, equal, alpha_t)

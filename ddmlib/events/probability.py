@@ -140,9 +140,9 @@ def log_probability(
             subset.subset_simulation(denoiser, constraint, grid, samples // runs, **settings)
             for _ in range(runs)
         ]
-        logs, inside, evaluations = zip(*found, strict=True)
-        values = torch.tensor(logs, dtype=torch.float64).exp()
-        return estimates.from_values(method, values, sum(inside), sum(evaluations), 0)
+        values = torch.tensor([log_p for log_p, _, _ in found], dtype=torch.float64).exp()
+        inside, cost = sum(hits for _, hits, _ in found), sum(cost for _, _, cost in found)
+        return estimates.from_values(method, values, inside, cost, 0)
 
     first = 0
     if guidance is None:
@@ -277,8 +277,8 @@ def _sampler(
     """Return the grid of `sampling.sample` with these settings, and a tensor like its samples."""
     if device is None and isinstance(denoiser, torch.nn.Module):
         device = next(denoiser.parameters()).device
-    low, high = ratios or getattr(denoiser, "ratios", (0.0, math.inf))
     if ratios is None:
-        low, high = max(low, 2e-3), min(high, 80.0)
-    grid = sampling.times(denoiser.schedule, steps, spacing=spacing, ratios=(low, high))
+        low, high = getattr(denoiser, "ratios", (0.0, math.inf))
+        ratios = max(low, 2e-3), min(high, 80.0)
+    grid = sampling.times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
     return grid, torch.zeros((), device=device, dtype=dtype)
