@@ -10,6 +10,9 @@ where log p is that of a Gaussian, both are integrated by the classical Runge-Ku
 
     log p_{u_0}(y_0) = log N(y_1; 0, (1 + r_1²) I) + ∫ (n - tr ∂x̂/∂y) du,    r_1 = exp u_1.
 
+The Gaussian is that of standardised data; a law with mean m, as a guided one has, makes an error of
+about |m|/r_1 standard deviations.
+
 The trace is exact (n vector-Jacobian products an evaluation) or Hutchinson's estimate vᵀ ∂x̂/∂y v
 with random signs v, whose standard error comes from independent v.
 

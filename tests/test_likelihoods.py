@@ -8,7 +8,7 @@ import torch
 from ddmlib import likelihoods, schedules
 from ddmlib.denoisers import Denoiser, GaussianDenoiser
 
-MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+MEAN = torch.zeros(3, dtype=torch.float64)  # as standardised data have
 FACTOR = torch.tensor([[0.9, 0, 0], [0.4, 0.7, 0], [-0.3, 0.2, 0.5]], dtype=torch.float64)
 COVARIANCE = FACTOR @ FACTOR.mT
 RATIOS = (1e-2, 80.0)

@@ -17,11 +17,13 @@ from ddmlib import checks
 
 Function = Callable[[Tensor], Tensor]
 SMALLEST = 1e-20  # of a variance: a constraint that is certain is still divided by its std
+CERTAIN = 12.0  # standard deviations at which φ/Φ, 2e-32, is as good as zero
 
 
 def mills(z: Tensor) -> Tensor:
-    """Return φ(z)/Φ(z), the slope of log Φ, without overflow for any z."""
-    return math.sqrt(2 / math.pi) / torch.special.erfcx(-z / math.sqrt(2))
+    """Return φ(z)/Φ(z), the slope of log Φ; it and its derivatives are finite for any z."""
+    # without the limit erfcx overflows, and the derivative of its inverse is 0 · inf
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(-z.clamp(max=CERTAIN) / math.sqrt(2))
 
 
 class Event(ABC):
