@@ -190,11 +190,11 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     assert math.isfinite(card["training"]["final_loss"])
     denoiser, _ = pretrained.load(name, "cpu", tmp_path)
     assert denoiser(torch.zeros(2, 60, len(card["model"]["mean"])), 0.5).shape[:2] == (2, 60)
-    found = pretrained.measure(name, 64, device="cpu", folder=tmp_path)
+    found = pretrained.measure(name, 16, device="cpu", folder=tmp_path)
     assert 0 <= found["total_variation_floor"] < 1
     assert 0 < found["total_variation"] <= 1
     assert 0 <= found["probability"] <= 1
-    brief = pretrained.measure(name, 64, device="cpu", folder=tmp_path, brief=True)
+    brief = pretrained.measure(name, 16, device="cpu", folder=tmp_path, brief=True)
     assert brief.items() < found.items()
     trajectory_recipes.reference.cache_clear()
 

@@ -17,13 +17,21 @@ from ddmlib import checks
 
 Function = Callable[[Tensor], Tensor]
 SMALLEST = 1e-20  # of a variance: a constraint that is certain is still divided by its std
-CERTAIN = 12.0  # standard deviations at which φ/Φ, 2e-32, is as good as zero
+IMPOSSIBLE, CERTAIN = -20.0, 12.0  # standard deviations; φ/Φ at the latter is 2e-32
 
 
 def mills(z: Tensor) -> Tensor:
-    """Return φ(z)/Φ(z), the slope of log Φ; it and its derivatives are finite for any z."""
-    # without the limit erfcx overflows, and the derivative of its inverse is 0 · inf
-    return math.sqrt(2 / math.pi) / torch.special.erfcx(-z.clamp(max=CERTAIN) / math.sqrt(2))
+    """Return φ(z)/Φ(z), the slope of log Φ; it and its derivative are accurate for any z.
+
+    Far below zero by its asymptotic series, where the derivative of erfcx would cancel; far above
+    held constant, where erfcx would overflow.
+    """
+    near = z.clamp(IMPOSSIBLE, CERTAIN)
+    ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(-near / math.sqrt(2))
+    far = z.clamp(max=IMPOSSIBLE)
+    w = 1 / far
+    series = -far - w * (1 - w**2 * (2 - w**2 * (10 - w**2 * 74)))
+    return torch.where(z < IMPOSSIBLE, series, ratio)
 
 
 class Event(ABC):
