@@ -4,7 +4,7 @@ A stochastic sampler is a Markov chain x_K → … → x_0 with Gaussian kernels
 p(x_s | x_t) = N(μ(x_t, x̂), std²), and P(E) *of that sampler* is an expectation over its paths.  The
 rule "ddpm" is the ancestral step; "multistep" extrapolates x̂ from the step before, which makes it
 of second order (the chain then carries x̂ along).  The order matters here: ancestral steps lose
-variance, and 64 of them make an event of probability 1e-4 on a Gaussian three times too rare.
+variance, and 64 of them make an event of probability 1e-4 on a Gaussian 3.7 times too rare.
 Both methods here draw paths from the guided kernels q, of the same std but with x̂ given the event,
 and weigh them by p/q, so both are unbiased for this P(E), however poor the guidance.  The last step
 adds no noise and is never guided.
