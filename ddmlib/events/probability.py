@@ -27,6 +27,7 @@ from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
 from ddmlib.events.pilot import calibrate
 
+UNCHECKED = "no pilot has corrected the guidance: paths that it misses do not show in the error"
 METHODS = ("plain", "importance", "smc", "subset", "likelihood-ratio")
 
 
@@ -150,18 +151,21 @@ def log_probability(
         guidance = _guidance(denoiser, constraint, grid, first // steps, on)
     evaluations = steps * samples + first
     products = evaluations * len(constraint.parts)
+    unchecked = UNCHECKED if guidance.calibration is None else ""
     if method == "importance":
         # each chunk holds the same share of unguided paths
         drawn = [paths.importance(guidance, grid, n, defensive=defensive, **on) for n in parts]
         log_weights = torch.cat([part.log_weights[0] for part in drawn])
         size = float(estimates.effective_size(log_weights))
-        return estimates.from_values(method, log_weights.exp(), size, evaluations, products)
+        return estimates.from_values(
+            method, log_weights.exp(), size, evaluations, products, unchecked
+        )
     if method == "smc":
         n = samples // runs
         done = paths.twisted(guidance, grid, n, runs, defensive=defensive, chunk=chunk, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
         values = done.log_probability.exp()
-        return estimates.from_values(method, values, size, evaluations, products)
+        return estimates.from_values(method, values, size, evaluations, products, unchecked)
 
     z = sampling.sample(guidance, (samples, *constraint.shape), **sampler)
     density: dict[str, Any] = {"axes": len(constraint.shape), "steps": steps, "ratios": ratios}
