@@ -16,10 +16,12 @@ __version__ = "0.1.0"
 
 _modules = (
     "dynamics",
+    "oscillators",
     "schedules",
     "networks",
     "metrics",
     "datasets",
+    "ensembles",
     "denoisers",
     "steps",
     "training",
@@ -27,6 +29,8 @@ _modules = (
     "trajectories",
     "guidance",
     "smc",
+    "likelihoods",
+    "events",
     "recipes",
     "pretrained",
 )

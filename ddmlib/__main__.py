@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry out parsed options."""
     if options.command == "list":
         for name in pretrained.names():
-            print(f"{name:32} {recipes.RECIPES[name].description}")
+            print(f"{name:32} {pretrained.RECIPES[name].description}")
     elif options.command == "train":
 
         def report(p: pretrained.training.Progress) -> None:
@@ -65,7 +65,11 @@ def run(options: argparse.Namespace) -> None:
             )
             if options.write:
                 details["metrics"]["small"] = pretrained.measure(
-                    options.name, 2**14, device=options.device, folder=options.folder, brief=True
+                    options.name,
+                    pretrained.RECIPES[options.name].small,
+                    device=options.device,
+                    folder=options.folder,
+                    brief=True,
                 )
                 pretrained.write_card(details, options.folder)
         print(json.dumps(details, indent=1))

@@ -23,14 +23,15 @@ MODULES = sorted((ROOT / "ddmlib").rglob("*.py"))
 LEVELS = [
     {"checks"},
     {"noise"},
-    {"dynamics", "schedules", "networks", "metrics"},
-    {"datasets", "assimilation"},
+    {"dynamics", "oscillators", "schedules", "networks", "metrics"},
+    {"datasets", "ensembles", "assimilation"},
     {"denoisers"},
     {"steps"},
     {"training", "sampling", "trajectories", "guidance"},
     {"smc", "likelihoods", "surrogates"},
     {"events"},
     {"recipes"},
+    {"trajectory_recipes"},
     {"pretrained"},
     {"__main__"},
 ]
@@ -46,6 +47,17 @@ ASSIMILATION = [
     "methods",
     "cycling",
 ]
+EVENTS = [
+    "constraints",
+    "estimates",
+    "guidance",
+    "paths",
+    "pilot",
+    "subset",
+    "probability",
+    "published",
+]
+INNER = {"assimilation": ASSIMILATION, "events": EVENTS}
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "tqdm", "ddmlib"} | sys.stdlib_module_names
 
 
@@ -155,8 +167,9 @@ def test_modules_import_downwards(path):
     assert module in LEVEL, f"give {module} its level in LEVELS"
     for other, *inner in imports_within(path):
         if other == module:
-            if module == "assimilation" and below != ["__init__"] and inner:
-                assert ASSIMILATION.index(inner[0]) < ASSIMILATION.index(below[0])
+            order = INNER.get(module, [])
+            if order and below != ["__init__"] and inner:
+                assert order.index(inner[0]) < order.index(below[0])
         elif other in LEVEL:
             assert LEVEL[other] < LEVEL[module], f"{module} imports {other}"
         else:

@@ -1,5 +1,6 @@
 """Shipped weights: what can go wrong on loading, the round trip, and each card against itself."""
 
+import functools
 import json
 import math
 import os
@@ -12,7 +13,15 @@ import safetensors.torch
 import torch
 
 from ddmlib import __main__ as command_line
-from ddmlib import denoisers, networks, pretrained, recipes, schedules, training
+from ddmlib import (
+    denoisers,
+    networks,
+    pretrained,
+    recipes,
+    schedules,
+    training,
+    trajectory_recipes,
+)
 
 MAIN, FEATURES = "lorenz63-states", "lorenz63-features"
 SHIPPED = sorted(path.stem for path in pretrained.WEIGHTS.glob("*.json"))
@@ -33,6 +42,14 @@ def folder(smoke, tmp_path):
     return shutil.copytree(smoke, tmp_path / "weights")
 
 
+def sample_shape(model, n):
+    """Return the shape of n states, or of n trajectories, that a card's model takes."""
+    if model["network"] == "ConvNet":
+        return (n, 65, 3)
+    length = model.get("length", model["network_settings"].get("window"))
+    return (n, length, len(model["mean"])) if length else (n, 3)
+
+
 # --- shipped weights -----------------------------------------------------------------------------
 
 
@@ -47,15 +64,9 @@ def test_every_shipped_card_belongs_to_a_recipe_and_to_weights():
     assert sum(p.stat().st_size for p in pretrained.WEIGHTS.glob("*")) < 20e6
 
 
-def example(denoiser, n):
-    """Return n samples of noise, of the shape that a denoiser takes."""
-    shape = (n, 3) if denoiser.event == 1 else (n, denoiser.network.window, 3)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_card_says_how_the_weights_were_made(name):
-    card, recipe = pretrained.card(name), recipes.RECIPES[name]
+    card, recipe = pretrained.card(name), pretrained.RECIPES[name]
     assert card["name"] == name
     assert card["command"].startswith(f"python -m ddmlib train {name}")
     assert card["model"] == json.loads(json.dumps(recipe.model))
@@ -80,6 +91,9 @@ def test_shipped_weights_score_what_their_card_says(name, device):
     elif "denoising_error" in stored:
         assert ours["denoising_error"] == pytest.approx(stored["denoising_error"], rel=0.02)
         assert ours["denoising_error"] == pytest.approx(metrics["denoising_error"], rel=0.3)
+    elif "total_variation" in stored:
+        assert ours["total_variation"] == pytest.approx(stored["total_variation"], abs=0.02)
+        assert ours["total_variation"] < ours["total_variation_floor"] + 0.06
     else:
         assert ours["rmse"] == pytest.approx(stored["rmse"], rel=0.02)
         assert ours["rmse"] < 0.1 * ours["rms_of_the_increment"]
@@ -88,9 +102,9 @@ def test_shipped_weights_score_what_their_card_says(name, device):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_load_and_are_finite(name, device):
     model, card = pretrained.load(name, device)
-    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(*sample_shape(card["model"], 5), generator=torch.Generator().manual_seed(0))
+    x = x.to(device)
     if card["model"]["kind"] == "denoiser":
-        x = example(model, 5).to(device)
         for t in (0.0, 0.5, 1.0):
             assert torch.isfinite(model(x, t)).all()
     else:
@@ -107,7 +121,7 @@ def test_train_writes_weights_that_load_gives_back(smoke, device):
     assert not any(p.requires_grad for p in denoiser.parameters())
     assert next(denoiser.parameters()).device.type == device.type
     assert card == pretrained.card(MAIN, smoke)
-    assert card["training"]["steps"] == recipes.RECIPES[MAIN].budgets["smoke"]["steps"]
+    assert card["training"]["steps"] == pretrained.RECIPES[MAIN].budgets["smoke"]["steps"]
     stored, note = training.load_tensors(smoke / f"{MAIN}.safetensors")
     assert note["name"] == MAIN
     for key, value in denoiser.state_dict().items():
@@ -160,12 +174,12 @@ def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke,
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_every_recipe_builds_a_denoiser_or_network(name):
-    recipe = recipes.RECIPES[name]
+    recipe = pretrained.RECIPES[name]
     assert set(recipe.budgets) == set(recipes.BUDGETS)
     model = json.loads(json.dumps(recipe.model))  # as a card stores it
     module = pretrained.build(model)
     if model["kind"] == "denoiser":
-        x = example(module, 2)
+        x = torch.zeros(*sample_shape(model, 2))
         assert module(x, 0.5).shape == x.shape
     else:
         assert module.hidden(torch.zeros(2, 3)).shape == (2, 256)
@@ -193,6 +207,26 @@ def test_recipes_of_trajectories_train_and_are_measured(name, tmp_path, monkeypa
     assert math.isfinite(full["log_prior_generated"])
     # by theory 64 transitions of log-density -3/2 log(2 pi dt e) on average
     assert full["log_prior_data"] == pytest.approx(81.7, abs=15)
+
+
+@pytest.mark.parametrize("name", trajectory_recipes.RECIPES)
+def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch):
+    quick = {"lorenz63": {"burn_in": 0.1}, "fitzhugh-nagumo": {"burn_in": 6.0}}
+    for system, settings in quick.items():  # far from stationary, but seconds instead of minutes
+        make = functools.partial(trajectory_recipes.ENSEMBLES[system], **settings)
+        monkeypatch.setitem(trajectory_recipes.ENSEMBLES, system, make)
+    trajectory_recipes.reference.cache_clear()
+    card = pretrained.train(name, budget="smoke", device="cpu", folder=tmp_path)
+    assert math.isfinite(card["training"]["final_loss"])
+    denoiser, _ = pretrained.load(name, "cpu", tmp_path)
+    assert denoiser(torch.zeros(2, 60, len(card["model"]["mean"])), 0.5).shape[:2] == (2, 60)
+    found = pretrained.measure(name, 16, device="cpu", folder=tmp_path)
+    assert 0 <= found["total_variation_floor"] < 1
+    assert 0 < found["total_variation"] <= 1
+    assert 0 <= found["probability"] <= 1
+    brief = pretrained.measure(name, 16, device="cpu", folder=tmp_path, brief=True)
+    assert brief.items() < found.items()
+    trajectory_recipes.reference.cache_clear()
 
 
 # --- bad files -----------------------------------------------------------------------------------

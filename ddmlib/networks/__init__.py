@@ -6,7 +6,8 @@ level enters as one number, `log(sigma/alpha)`, so the network is tied to no sch
 
 Two networks of trajectories follow R23 (Rozet & Louppe 2023): `WindowMLP` sees a window of 2k+1
 states as one vector, `ConvNet` is a one-dimensional residual convolution of any length.  Both give
-each state an output that depends on its neighbours alone.
+each state an output that depends on its neighbours alone.  `TrajectoryUNet` sees the whole of a
+trajectory, for events that depend on all of it (Z23, Finzi et al. 2023).
 """
 
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from .. import checks
 from .states import ACTIVATIONS, Dense, NoiseEmbedding, ResidualBlock, ResidualMLP
 from .trajectories import ConvNet, Convolution, ConvolutionBlock, WindowMLP
+from .unet import TrajectoryUNet, UNetBlock
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,6 +26,8 @@ __all__ = [
     "NoiseEmbedding",
     "ResidualBlock",
     "ResidualMLP",
+    "TrajectoryUNet",
+    "UNetBlock",
     "WindowMLP",
     "from_settings",
 ]
@@ -32,6 +36,6 @@ __all__ = [
 def from_settings(kind: str, settings: dict) -> nn.Module:
     """Build the network that a weight file's card describes."""
     kinds: dict[str, type[nn.Module]] = {
-        kind.__name__: kind for kind in (ResidualMLP, Dense, WindowMLP, ConvNet)
+        kind.__name__: kind for kind in (ResidualMLP, Dense, WindowMLP, ConvNet, TrajectoryUNet)
     }
     return kinds[checks.choice("network", kind, kinds)](**settings)

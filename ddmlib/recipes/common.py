@@ -27,3 +27,4 @@ class Recipe:
     decay: float = 0.999
     seed: int = 0
     uses_features: bool = True
+    small: int = 2**14  # samples of the test that measures the weights anew

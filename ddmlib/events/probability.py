@@ -1,0 +1,288 @@
+r"""The probability of an event under a diffusion model, by five methods.
+
+All but "likelihood-ratio" estimate one number, P(E) of a stochastic sampler with the given steps;
+how far this is from the truth is a matter of the model and of the steps, not of the estimator.
+
+- "plain" counts samples; unbiased, good for P(E) above about 100/samples.
+- "importance" weighs guided paths; unbiased, good where guidance is nearly exact.
+- "smc" resamples them on the way as well; unbiased, the default.
+- "subset" needs no guidance; biased to order 1/n, a check and for events without gradients.
+- "likelihood-ratio" is what Z23 publishes, to show its bias.
+
+Z23's estimator averages log p(x) - log p(x|E) over guided samples.  With exact samples and
+densities each value would be log P(E); with samples from q it is log P(E) - KL(q ‖ p(·|E)), and the
+densities of the probability flow are not those of the stochastic sampler.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from ddmlib import checks, likelihoods, sampling
+from ddmlib.denoisers import Denoiser
+from ddmlib.events import estimates, paths, subset
+from ddmlib.events.constraints import Equality, Event
+from ddmlib.events.estimates import Estimate
+from ddmlib.events.guidance import EventGuidance
+from ddmlib.events.pilot import calibrate
+
+UNCHECKED = "no pilot has corrected the guidance: paths that it misses do not show in the error"
+METHODS = ("plain", "importance", "smc", "subset", "likelihood-ratio")
+
+
+def log_probability(
+    denoiser: Denoiser,
+    constraint: Event,
+    *,
+    method: str = "smc",
+    samples: int = 4096,
+    runs: int = 8,
+    steps: int = 64,
+    rule: str = "multistep",
+    spacing: str = "log-ratio",
+    ratios: tuple[float, float] | None = None,
+    defensive: float = 0.1,
+    pilot: int = 256,
+    keep: float = 0.2,
+    moves: int = 4,
+    probes: int | None = None,
+    guidance: EventGuidance | None = None,
+    chunk: int | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Estimate:
+    """Estimate log P(E) for samples of a denoiser.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        Without guidance.
+    constraint : Event
+        The event E, of positive probability: no equality.
+    method : str
+        "plain", "importance", "smc", "subset" or "likelihood-ratio"; see the module.
+    samples : int
+        Paths in all; for "subset" the sum of all populations.  For "likelihood-ratio" five are
+        published.
+    runs : int
+        Independent populations that "smc" and "subset" divide the samples into; their scatter is
+        the error.
+    steps, spacing, ratios
+        Of the sampler, as in `sampling.sample`.
+    rule : str
+        "multistep" or "ddpm", both with ``eta=1`` in the terms of `sampling.sample`.
+    defensive : float
+        Share of unguided paths ("importance") or steps ("smc"), in [0, 1).
+    pilot : int
+        Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
+        samples (see `pilot`); 0 for none.
+    keep, moves : float, int
+        Of "subset": the share above each threshold, and Metropolis moves at each.
+    probes : int, optional
+        Of "likelihood-ratio": vectors of Hutchinson's estimate; default: the exact trace.
+    guidance : EventGuidance, optional
+        Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.
+    chunk : int, optional
+        Paths evaluated at once by "plain", "importance" and "smc", to bound memory.
+    generator : torch.Generator, optional
+        Source of randomness.
+    device, dtype : optional
+        Of the paths; the device defaults to that of a network's parameters, else the CPU.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, an equality, or settings out of range.
+    """
+    checks.choice("method", method, METHODS)
+    checks.choice("rule", rule, paths.RULES)
+    if any(isinstance(part, Equality) for part in constraint.parts):
+        raise ValueError("the probability of an equality is zero; ask for C within an interval")
+    checks.count("samples", samples, 2)
+    if method in ("smc", "subset"):
+        if checks.count("runs", runs, 2) * 2 > samples:
+            raise ValueError(f"runs must be at most half the samples, got {runs} and {samples}")
+        samples -= samples % runs
+    if not 0 <= defensive < 1:
+        raise ValueError(f"defensive must lie in [0, 1), got {defensive}")
+    grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
+    on: dict[str, Any] = {"rule": rule, "like": like, "generator": generator}
+    parts = [samples] if chunk is None else _parts(samples, checks.count("chunk", chunk, 2))
+
+    sampler: dict[str, Any] = {
+        "steps": steps,
+        "method": rule,
+        "eta": 1.0,
+        "spacing": spacing,
+        "ratios": ratios,
+        "generator": generator,
+        "device": like.device,
+        "dtype": dtype,
+    }
+
+    if method == "plain":
+        hits = 0
+        for n in parts:
+            z = sampling.sample(denoiser, (n, *constraint.shape), **sampler)
+            hits += int(constraint.holds(denoiser.standardizer.inverse(z)).sum())
+        return estimates.from_count(method, hits, samples, samples * steps)
+
+    if method == "subset":
+        if not 0 < keep < 1:
+            raise ValueError(f"keep must lie in (0, 1), got {keep}")
+        settings = {"keep": keep, "moves": checks.count("moves", moves), **on}
+        found = [
+            subset.subset_simulation(denoiser, constraint, grid, samples // runs, **settings)
+            for _ in range(runs)
+        ]
+        values = torch.tensor([log_p for log_p, _, _ in found], dtype=torch.float64).exp()
+        inside, cost = sum(hits for _, hits, _ in found), sum(cost for _, _, cost in found)
+        return estimates.from_values(method, values, inside, cost, 0)
+
+    first = 0
+    if guidance is None:
+        first = 0 if method == "likelihood-ratio" else pilot * steps
+        guidance = _guidance(denoiser, constraint, grid, first // steps, on)
+    evaluations = steps * samples + first
+    products = evaluations * len(constraint.parts)
+    unchecked = UNCHECKED if guidance.calibration is None else ""
+    if method == "importance":
+        # each chunk holds the same share of unguided paths
+        drawn = [paths.importance(guidance, grid, n, defensive=defensive, **on) for n in parts]
+        log_weights = torch.cat([part.log_weights[0] for part in drawn])
+        size = float(estimates.effective_size(log_weights))
+        return estimates.from_values(
+            method, log_weights.exp(), size, evaluations, products, unchecked
+        )
+    if method == "smc":
+        n = samples // runs
+        done = paths.twisted(guidance, grid, n, runs, defensive=defensive, chunk=chunk, **on)
+        size = float(estimates.effective_size(done.log_weights).sum())
+        values = done.log_probability.exp()
+        return estimates.from_values(method, values, size, evaluations, products, unchecked)
+
+    z = sampling.sample(guidance, (samples, *constraint.shape), **sampler)
+    density: dict[str, Any] = {"axes": len(constraint.shape), "steps": steps, "ratios": ratios}
+    # the same vectors for both densities, so that their errors partly cancel
+    seed = int(torch.randint(2**31, (), generator=generator, device=_home(generator)))
+    plain, conditional = (
+        likelihoods.log_density(
+            each, z, probes=probes, generator=torch.Generator().manual_seed(seed), **density
+        )
+        for each in (denoiser, guidance)
+    )
+    traces = 8 * samples * steps * (probes or math.prod(constraint.shape))
+    return estimates.from_logarithms(
+        method,
+        plain.value - conditional.value,
+        9 * samples * steps,  # the sampler, and four for each step of two densities
+        5 * products + traces,
+        "the mean of log p(x) - log p(x|E) over guided samples is biased by minus their "
+        "Kullback-Leibler divergence from p(x|E), which the error bar leaves out",
+    )
+
+
+def _guidance(
+    denoiser: Denoiser, constraint: Event, grid: torch.Tensor, pilot: int, on: dict[str, Any]
+) -> EventGuidance:
+    """Return guidance, corrected by a pilot run of so many paths if any."""
+    guidance = EventGuidance(denoiser, constraint)
+    if not pilot:
+        return guidance
+    calibration = calibrate(guidance, grid, pilot, **on)
+    return EventGuidance(denoiser, constraint, calibration=calibration)
+
+
+def _home(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _parts(n: int, chunk: int) -> list[int]:
+    """Return sizes of at most ``chunk`` that add up to n, as equal as can be."""
+    pieces = -(-n // chunk)
+    return [n // pieces + (k < n % pieces) for k in range(pieces)]
+
+
+def twisted_samples(
+    denoiser: Denoiser,
+    constraint: Event,
+    number: int,
+    *,
+    excess: int = 4,
+    runs: int = 8,
+    steps: int = 64,
+    rule: str = "multistep",
+    spacing: str = "log-ratio",
+    ratios: tuple[float, float] | None = None,
+    defensive: float = 0.1,
+    pilot: int = 256,
+    guidance: EventGuidance | None = None,
+    chunk: int | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Draw samples given the event from the law of a sampler, by twisted sequential Monte Carlo.
+
+    Every sample is in the event.  Their law is exact as ``excess`` grows; some samples occur more
+    than once, or share most of their path.
+
+    Parameters
+    ----------
+    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, guidance
+        As in `log_probability`.
+    chunk, generator, device, dtype
+        As in `log_probability`.
+    number : int
+        Samples wanted.
+    excess : int
+        Weighted paths that each sample is picked from.
+
+    Returns
+    -------
+    Tensor of shape (number, *shape), standardised units
+
+    Raises
+    ------
+    RuntimeError
+        If no path reached the event.
+    """
+    checks.count("number", number)
+    each = max(2, -(-number * checks.count("excess", excess) // checks.count("runs", runs)))
+    grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
+    on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
+    on["generator"] = generator
+    if guidance is None:
+        guidance = _guidance(denoiser, constraint, grid, pilot, on)
+    done = paths.twisted(guidance, grid, each, runs, defensive=defensive, chunk=chunk, **on)
+    log_weights = done.log_weights.reshape(1, -1)
+    if not bool(torch.isfinite(log_weights).any()):
+        raise RuntimeError(f"none of {log_weights.numel()} paths reached the event")
+    index = paths.systematic(log_weights, generator, number)[0]
+    # copies of one path lie side by side: shuffled, any part of the samples is a fair one
+    order = torch.randperm(number, generator=generator, device=_home(generator)).to(index.device)
+    return done.x_0.flatten(0, 1)[index[order]]
+
+
+def _sampler(
+    denoiser: Denoiser,
+    steps: int,
+    spacing: str,
+    ratios: tuple[float, float] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the grid of `sampling.sample` with these settings, and a tensor like its samples."""
+    if device is None and isinstance(denoiser, torch.nn.Module):
+        device = next(denoiser.parameters()).device
+    if ratios is None:
+        low, high = getattr(denoiser, "ratios", (0.0, math.inf))
+        ratios = max(low, 2e-3), min(high, 80.0)
+    grid = sampling.times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+    return grid, torch.zeros((), device=device, dtype=dtype)

@@ -1,0 +1,181 @@
+"""Recipes of the shipped weights for trajectories: Z23's three systems, 60 states each.
+
+Z23 (Finzi et al. 2023) trains on 4000 trajectories, which hold some 34 events of the stationary
+Lorenz ensemble; here the main weights see many fresh ones, and ``lorenz63-trajectories-4000`` shows
+what 4000 do to the tails.  Noise levels are log-uniform, up to a ratio of 400: trajectories are
+strongly correlated, so their largest variance is many times that of a component, and noise drowns
+them later than states.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddmlib import ensembles, events, metrics, noise, sampling, schedules, training
+from ddmlib.datasets import LORENZ63, Standardizer
+from ddmlib.denoisers import denoising_loss
+from ddmlib.recipes.common import TEST_SEED, TRAIN_SEED, Recipe
+
+RATIOS = (2e-3, 400.0)
+CHUNK = 2**10  # trajectories sampled at once
+BINS = 128  # of the histogram of C
+
+ENSEMBLES: dict[str, Callable[..., Tensor]] = {
+    "lorenz63": ensembles.lorenz63,
+    "fitzhugh-nagumo": ensembles.fitzhugh_nagumo,
+    "double-pendulum": ensembles.double_pendulum,
+}
+EVENTS: dict[str, events.Constraint] = {
+    "lorenz63": events.one_lobe(),
+    "fitzhugh-nagumo": events.spike(),
+    "double-pendulum": events.over_the_top(),
+}
+# measured on 2**12 trajectories of each ensemble, all times pooled; rounded
+STANDARDIZERS: dict[str, Standardizer] = {
+    "lorenz63": LORENZ63,
+    "fitzhugh-nagumo": Standardizer(
+        torch.tensor([0.0203, 0.0084, 0.0068, 0.0062]),
+        torch.tensor([0.0975, 0.0724, 0.0110, 0.0147]),
+    ),
+    "double-pendulum": Standardizer(
+        torch.zeros(4),  # by symmetry
+        torch.tensor([0.753, 3.28, 0.639, 0.885]),
+    ),
+}
+
+
+def denoising(
+    system: str, denoiser: Any, settings: dict[str, Any], device: torch.device
+) -> training.Loss:
+    """Return the denoising loss on trajectories of an ensemble, noise levels stratified in groups.
+
+    As `training.denoising_batches`, for trajectories (trajectories, length, d).
+    """
+    denoiser = denoiser.with_schedule(schedules.LogLinear(*RATIOS))
+    x = ENSEMBLES[system](settings["trajectories"], seed=TRAIN_SEED, device=device)
+    data, groups = denoiser.standardizer(x), settings["groups"]
+    each = settings["batch"] // groups
+    strata = torch.arange(groups, device=device)[:, None]
+
+    def loss(generator: torch.Generator) -> Tensor:
+        on: dict[str, Any] = {"generator": generator, "device": generator.device}
+        index = torch.randint(len(data), (groups, each), **on).to(device)
+        t = (strata + torch.rand(groups, 1, **on).to(device)) / groups
+        x_0 = data[index]
+        return denoising_loss(denoiser, x_0, t, noise.normal_like(x_0, generator))
+
+    return loss
+
+
+@functools.lru_cache(maxsize=2)
+def reference(system: str, trajectories: int) -> Tensor:
+    """Return C of the test trajectories of an ensemble, shape (trajectories,)."""
+    return EVENTS[system].margin(ENSEMBLES[system](trajectories, seed=TEST_SEED))
+
+
+def measure_trajectories(
+    system: str, denoiser: Any, samples: int, features: Any = None, brief: bool = False
+) -> dict[str, Any]:
+    """Measure a denoiser of trajectories by the statistics of its event's C.
+
+    Parameters
+    ----------
+    system : str
+        "lorenz63", "fitzhugh-nagumo" or "double-pendulum".
+    denoiser : Denoiser
+    samples : int
+        Generated trajectories: 50 stochastic multistep steps, one evaluation each.
+    features
+        Not used; trajectories have no Fréchet distance.
+    brief : bool
+        Only the total variation and its floor.
+
+    Returns
+    -------
+    dict of rounded numbers
+        The total variation of histograms of C with 128 bins, between generated trajectories and as
+        many simulated ones; its floor is that of two sets of simulated ones.
+    """
+    c, event = reference(system, 2 * samples), EVENTS[system]
+    z = sampling.sample(
+        denoiser,
+        (samples, *event.shape),
+        steps=50,
+        method="multistep",
+        eta=1.0,
+        ratios=RATIOS,
+        generator=torch.Generator().manual_seed(3),
+        chunk=CHUNK,
+    )
+    ours = event.margin(denoiser.standardizer.inverse(z)).cpu()
+    limits = float(c.quantile(0.001)), float(c.quantile(0.999))
+    distance = functools.partial(metrics.total_variation, bins=BINS, limits=limits)
+    result: dict[str, Any] = {
+        "samples": samples,
+        "sampler": "multistep, eta = 1, log-ratio grid up to 400",
+        "evaluations": sampling.evaluations("multistep", 50),
+        "total_variation": round(distance(ours, c[:samples]), 5),
+        "total_variation_floor": round(distance(c[samples:], c[:samples]), 5),
+    }
+    if brief:
+        return result
+    return result | {
+        "probability": float(f"{float((ours > 0).double().mean()):.4g}"),
+        "probability_simulated": float(f"{float((c > 0).double().mean()):.4g}"),
+    }
+
+
+def _recipe(system: str, trajectories: int, description: str) -> Recipe:
+    standardizer = STANDARDIZERS[system]
+    length, d = EVENTS[system].shape
+    return Recipe(
+        description=description,
+        model={
+            "kind": "denoiser",
+            "network": "TrajectoryUNet",
+            "network_settings": {
+                "dim": d,
+                "widths": [48, 64, 96],
+                "blocks": 2,
+                "kernel": 5,
+                "embedding": 64,
+            },
+            "length": length,
+            "head": "velocity",
+            "schedule": "Cosine",
+            "schedule_settings": {},
+            "ratios": list(RATIOS),
+            "mean": [round(v, 4) for v in standardizer.mean.tolist()],
+            "std": [round(v, 4) for v in standardizer.std.tolist()],
+        },
+        loss=functools.partial(denoising, system),
+        measure=functools.partial(measure_trajectories, system),
+        samples=2**14,
+        small=2**10,
+        budgets={
+            "default": {"trajectories": trajectories, "steps": 16_000, "batch": 128, "groups": 32},
+            "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128},
+            "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4},
+        },
+        decay=0.9995,
+        uses_features=False,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "lorenz63-trajectories": _recipe(
+        "lorenz63", 2**16, "Stationary Lorenz-63 trajectories of 60 states, 0.1 time units apart."
+    ),
+    "lorenz63-trajectories-4000": _recipe(
+        "lorenz63", 4000, "The same trained on 4000 trajectories, as Z23: few of them hold events."
+    ),
+    "fitzhugh-nagumo-trajectories": _recipe(
+        "fitzhugh-nagumo", 2**16, "Trajectories of two coupled FitzHugh-Nagumo cells, 60 states."
+    ),
+    "double-pendulum-trajectories": _recipe(
+        "double-pendulum", 2**16, "Trajectories of the double pendulum, 60 states."
+    ),
+}
