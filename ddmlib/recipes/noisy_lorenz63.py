@@ -4,7 +4,8 @@ R23 (Rozet & Louppe 2023) trains residual networks of windows of 2k+1 states, k 
 convolutional one on 32 states, with AdamW and noise predictions, for 4096 epochs of 13 batches of
 64.  Here they have its depth, its data and its split, but the main weights' preconditioning,
 log-uniform noise levels and average; half its width of 256 for windows, so that two cores suffice;
-and 65 states for the convolution, of which 37 see no padding.
+and 65 states for the convolution, of which 37 see no padding.  A U-Net of exactly 65 states, which
+R23 has not, sees a trajectory from end to end.
 """
 
 from typing import Any
@@ -121,7 +122,7 @@ def _model(network: str, **settings: Any) -> dict[str, Any]:
     return {
         "kind": "denoiser",
         "network": network,
-        "network_settings": {"dim": 3, "embedding": 32, "activation": "silu", **settings},
+        "network_settings": {"dim": 3, **settings},
         "head": "velocity",
         "schedule": "CosineSquared",
         "schedule_settings": {},
@@ -137,12 +138,18 @@ TINY = {"trajectories": 16, "length": 80, "burn_in": 16, "steps": 20, "batch": 3
 RECIPES: dict[str, Recipe] = {
     f"noisy-lorenz63-window-k{k}": Recipe(
         description=f"Windows of {2 * k + 1} states of R23's noisy Lorenz 63 (k = {k}).",
-        model=_model("WindowMLP", window=2 * k + 1, width=128, blocks=5),
+        model=_model("WindowMLP", window=2 * k + 1, width=128, blocks=5, embedding=32),
         loss=denoising,
         measure=measure_trajectories,
         samples=2**20,
         budgets={
-            "default": {**DATA, "steps": 40_000, "batch": 1024, "groups": 64, "window": 2 * k + 1},
+            "default": {
+                **DATA,
+                "steps": 40_000 if k == 2 else 20_000,
+                "batch": 1024,
+                "groups": 64,
+                "window": 2 * k + 1,
+            },
             "full": {**DATA, "steps": 262_144, "batch": 4096, "groups": 64, "window": 2 * k + 1},
             "smoke": {**TINY, "window": 2 * k + 1},
         },
@@ -153,13 +160,27 @@ RECIPES: dict[str, Recipe] = {
 }
 RECIPES["noisy-lorenz63-conv"] = Recipe(
     description="Trajectories of R23's noisy Lorenz 63, by a convolution of radius 14.",
-    model=_model("ConvNet", width=64, blocks=6),
+    model=_model("ConvNet", width=64, blocks=6, embedding=32),
     loss=denoising,
     measure=measure_trajectories,
     samples=2**20,
     budgets={
         "default": {**DATA, "steps": 30_000, "batch": 64, "groups": 64, "window": LENGTH},
         "full": {**DATA, "steps": 262_144, "batch": 256, "groups": 256, "window": LENGTH},
+        "smoke": {**TINY, "window": LENGTH},
+    },
+    decay=0.9995,
+    uses_features=False,
+)
+RECIPES["noisy-lorenz63-unet"] = Recipe(
+    description="Trajectories of 65 states of R23's noisy Lorenz 63, by a U-Net along time.",
+    model=_model("TrajectoryUNet", widths=[48, 64, 96], blocks=2, kernel=5, embedding=64),
+    loss=denoising,
+    measure=measure_trajectories,
+    samples=2**20,
+    budgets={
+        "default": {**DATA, "steps": 14_000, "batch": 128, "groups": 64, "window": LENGTH},
+        "full": {**DATA, "steps": 131_072, "batch": 512, "groups": 256, "window": LENGTH},
         "smoke": {**TINY, "window": LENGTH},
     },
     decay=0.9995,
