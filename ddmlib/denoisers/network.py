@@ -59,6 +59,7 @@ class NetworkDenoiser(nn.Module, Denoiser):
         self.schedule, self.standardizer = schedule, standardizer
         self.ratios = checks.interval("ratio", *ratios)
         self.event = getattr(network, "event", 1)
+        self.elementwise = getattr(network, "elementwise", False)
 
     __call__ = Denoiser.__call__
 
@@ -88,9 +89,11 @@ class NetworkDenoiser(nn.Module, Denoiser):
         return self.network.hidden(u, self.level(c, s))
 
     def level(self, c: Tensor, s: Tensor) -> Tensor:
-        """Return log(s/c) clamped to the trained range, without its last axis."""
+        """Return log(s/c) clamped to the trained range; without its last axis, unless components
+        may have levels of their own."""
         low, high = self.ratios
-        return torch.log(s / c).clamp(math.log(low), math.log(high))[..., 0]
+        level = torch.log(s / c).clamp(math.log(low), math.log(high))
+        return level if self.elementwise else level[..., 0]
 
 
 def normalise(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

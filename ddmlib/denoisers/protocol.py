@@ -55,6 +55,8 @@ class Denoiser(ABC):
     standardizer: Standardizer
     event: int = 1
     """Trailing axes that make one sample: 1 for states (d,), 2 for trajectories (length, d)."""
+    elementwise: bool = False
+    """Whether every component of every state may have a noise level of its own."""
     ratios: tuple[float, float] = (0.0, math.inf)
     """Range of sigma/alpha that it holds for: a network's is what it was trained on."""
 
@@ -65,7 +67,10 @@ class Denoiser(ABC):
 
     @abstractmethod
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-        """Return E[x_0 | x_t] of the shape of ``x_t``; alpha and sigma broadcast against it."""
+        """Return E[x_0 | x_t] of the shape of ``x_t``; alpha and sigma broadcast against it.
+
+        Their last axis has size 1, unless the denoiser is ``elementwise``.
+        """
 
     def levels(self, x_t: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return (alpha_t, sigma_t), shaped to broadcast against ``x_t`` and of its dtype.

@@ -4,17 +4,22 @@ R23 (Rozet & Louppe 2023) trains residual networks of windows of 2k+1 states, k 
 convolutional one on 32 states, with AdamW and noise predictions, for 4096 epochs of 13 batches of
 64.  Here they have its depth, its data and its split, but the main weights' preconditioning,
 log-uniform noise levels and average; half its width of 256 for windows, so that two cores suffice;
-and 65 states for the convolution, of which 37 see no padding.  A U-Net of exactly 65 states, which
-R23 has not, sees a trajectory from end to end.
+and 65 states for the convolution, of which 37 see no padding.
+
+R23 has no counterpart of ``noisy-lorenz63-levels``: a U-Net that sees a trajectory from end to end,
+and takes a noise level for each component of each state.  An observed component is one that has
+less noise, so this network knows conditional means exactly that others have to guess: see
+`guidance.Fusion`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddmlib import datasets, dynamics, sampling, schedules, training
-from ddmlib.denoisers import Denoiser, NetworkDenoiser
+from ddmlib import datasets, dynamics, noise, sampling, schedules, training
+from ddmlib.denoisers import Denoiser, NetworkDenoiser, velocity_from_state
 from ddmlib.networks import WindowMLP
 from ddmlib.recipes.common import TRAIN_SEED, Recipe
 from ddmlib.trajectories import TrajectoryDenoiser
@@ -46,6 +51,52 @@ def loss_of(denoiser: NetworkDenoiser, data: Tensor, settings: dict[str, Any]) -
 def denoising(denoiser: Any, settings: dict[str, Any], device: torch.device) -> training.Loss:
     """Return the denoising loss on the training part."""
     return loss_of(denoiser, trajectories(settings, 0).to(device), settings)
+
+
+def with_levels(denoiser: Any, settings: dict[str, Any], device: torch.device) -> training.Loss:
+    """Return the denoising loss on trajectories of which some components have less noise.
+
+    A trajectory's noise level r is log-uniform.  To three in four, observations are added: of some
+    components, every 1st, 2nd, 4th, 8th or 16th state from a random one on, now and then with gaps,
+    with a std s that is log-uniform.  Their components then have the level 1/sqrt(1/r² + 1/s²).
+    One batch in three holds shorter trajectories.
+    """
+    data, groups = trajectories(settings, 0).to(device), settings["groups"]
+    denoiser, length = denoiser.with_schedule(schedules.LogLinear(*RATIOS)), settings["window"]
+    n, strata = settings["batch"], torch.arange(groups, device=device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=generator.device).to(device)
+
+        shorter, share = uniform(2).tolist()
+        states = length if shorter < 2 / 3 else round(length * (1 + share) / 2)
+        t = ((strata + uniform(groups)) / groups).repeat_interleave(n // groups)
+        alpha, sigma = (v.float()[:, None, None] for v in denoiser.schedule(t.double()))
+        precision = observed(n, states, uniform) + (alpha / sigma) ** 2
+        start = (uniform(n, 1) * (data.shape[1] - states + 1)).long()
+        rows = (uniform(n, 1) * len(data)).long()
+        x_0 = data[rows, start + torch.arange(states, device=device)]
+        one, r = torch.ones_like(x_0), precision.rsqrt()
+        x_t = x_0 + r * noise.normal_like(x_0, generator)
+        f, u, c, s = denoiser.output(x_t, one, r)
+        return nn.functional.mse_loss(f, velocity_from_state(x_0, u, c, s))
+
+    return loss
+
+
+def observed(n: int, states: int, uniform: Callable[..., Tensor]) -> Tensor:
+    """Return the precisions (n, states, 3) of random observations, as `with_levels` has them."""
+    std = 0.02 * 50 ** uniform(n, 1, 1)  # 0.02 … 1
+    every = 2 ** (5 * uniform(n, 1)).long()  # 1 … 16
+    offset = (uniform(n, 1) * every).long() * (uniform(n, 1) < 0.5)
+    times = (torch.arange(states, device=std.device) - offset) % every == 0
+    kept = uniform(n, states) < torch.where(uniform(n, 1) < 0.25, 0.7, 1.0)
+    pattern = (uniform(n) * 7).long() + 1  # any set of components but none
+    pattern = torch.where(uniform(n) < 0.35, 1, pattern)  # the first alone more often than others
+    components = (pattern[:, None] >> torch.arange(3, device=std.device)) & 1
+    some = uniform(n, 1) < 0.75
+    return ((times & kept & some)[..., None] & (components[:, None, :] > 0)) / std**2
 
 
 def whole(denoiser: NetworkDenoiser) -> Denoiser:
@@ -138,7 +189,9 @@ TINY = {"trajectories": 16, "length": 80, "burn_in": 16, "steps": 20, "batch": 3
 RECIPES: dict[str, Recipe] = {
     f"noisy-lorenz63-window-k{k}": Recipe(
         description=f"Windows of {2 * k + 1} states of R23's noisy Lorenz 63 (k = {k}).",
-        model=_model("WindowMLP", window=2 * k + 1, width=128, blocks=5, embedding=32),
+        model=_model(
+            "WindowMLP", window=2 * k + 1, width=128, blocks=5, embedding=32, activation="silu"
+        ),
         loss=denoising,
         measure=measure_trajectories,
         samples=2**20,
@@ -160,7 +213,7 @@ RECIPES: dict[str, Recipe] = {
 }
 RECIPES["noisy-lorenz63-conv"] = Recipe(
     description="Trajectories of R23's noisy Lorenz 63, by a convolution of radius 14.",
-    model=_model("ConvNet", width=64, blocks=6, embedding=32),
+    model=_model("ConvNet", width=64, blocks=6, embedding=32, activation="silu"),
     loss=denoising,
     measure=measure_trajectories,
     samples=2**20,
@@ -172,14 +225,16 @@ RECIPES["noisy-lorenz63-conv"] = Recipe(
     decay=0.9995,
     uses_features=False,
 )
-RECIPES["noisy-lorenz63-unet"] = Recipe(
-    description="Trajectories of 65 states of R23's noisy Lorenz 63, by a U-Net along time.",
-    model=_model("TrajectoryUNet", widths=[48, 64, 96], blocks=2, kernel=5, embedding=64),
-    loss=denoising,
+RECIPES["noisy-lorenz63-levels"] = Recipe(
+    description="Trajectories of R23's noisy Lorenz 63, each component with its own noise level.",
+    model=_model(
+        "TrajectoryUNet", widths=[48, 64, 96], blocks=2, kernel=5, embedding=64, elementwise=True
+    ),
+    loss=with_levels,
     measure=measure_trajectories,
     samples=2**20,
     budgets={
-        "default": {**DATA, "steps": 14_000, "batch": 128, "groups": 64, "window": LENGTH},
+        "default": {**DATA, "steps": 16_000, "batch": 128, "groups": 64, "window": LENGTH},
         "full": {**DATA, "steps": 131_072, "batch": 512, "groups": 256, "window": LENGTH},
         "smoke": {**TINY, "window": LENGTH},
     },
