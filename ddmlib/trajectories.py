@@ -47,6 +47,7 @@ class GaussianTrajectoryDenoiser(Denoiser):
     """
 
     event = 2
+    elementwise = True
 
     def __init__(
         self,
@@ -69,8 +70,14 @@ class GaussianTrajectoryDenoiser(Denoiser):
                 f"x_t must have shape (*batch, {self.window}, {len(self.standardizer.mean)}), "
                 f"got {tuple(x_t.shape)}"
             )
-        level = one_level("alpha_t", alpha_t), one_level("sigma_t", sigma_t)
-        return self.flat.denoise(x_t.flatten(-2), *level).reshape(x_t.shape)
+        level = alpha_t, sigma_t
+        if any(v.shape[-2:].numel() > 1 for v in level):
+            flat = [v.expand(*v.shape[:-2], *x_t.shape[-2:]).flatten(-2) for v in level]
+        else:
+            flat = [
+                one_level(name, v) for name, v in zip(("alpha_t", "sigma_t"), level, strict=True)
+            ]
+        return self.flat.denoise(x_t.flatten(-2), *flat).reshape(x_t.shape)
 
 
 class TrajectoryDenoiser(Denoiser):

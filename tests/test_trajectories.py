@@ -162,7 +162,7 @@ def test_composed_denoisers_are_differentiable(device, draw):
         (lambda d, x: TrajectoryDenoiser(d)(x, x[..., 0] * 0 + 0.5), ValueError, "same for all"),
         (lambda d, x: exact(4)(x[..., :2], 0.5), ValueError, r"x_t must have shape \(\*batch, 4"),
         (
-            lambda d, x: exact(8)(x[..., :2], x[..., 0] * 0 + 0.5),
+            lambda d, x: TrajectoryDenoiser(exact(7))(x[..., :2], x[..., 0] * 0 + 0.5),
             ValueError,
             "alpha_t must be the same",
         ),

@@ -13,7 +13,8 @@ class GaussianDenoiser(Denoiser):
     """The exact denoiser of a Gaussian prior N(mean, covariance).
 
     x̂ = m + alpha P (alpha² P + sigma² I)^-1 (x_t - alpha m), through the eigenvectors of P, so that
-    it holds for every sample's own noise level.
+    it holds for every sample's own noise level; where components have levels of their own, by a
+    linear system for each sample.
 
     Parameters
     ----------
@@ -48,12 +49,20 @@ class GaussianDenoiser(Denoiser):
         self.mean, self.variances = mean, variances.clamp(min=0)
         self.schedule = schedule or schedules.Cosine()
         self.standardizer = standardizer or Standardizer.identity(d)
+        self.elementwise = True
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """Return x̂ by the formula above; shapes as in `Denoiser.denoise`."""
         mean, axes, variances = (
             v.to(x_t.device, x_t.dtype) for v in (self.mean, self.axes, self.variances)
         )
+        if alpha_t.shape[-1:].numel() > 1 or sigma_t.shape[-1:].numel() > 1:
+            alpha, sigma = torch.broadcast_tensors(alpha_t, sigma_t)
+            covariance = (axes * variances) @ axes.mT
+            seen = alpha[..., :, None] * covariance * alpha[..., None, :]
+            seen = seen + torch.diag_embed(sigma**2)
+            misfit = torch.linalg.solve(seen, (x_t - alpha * mean)[..., None])[..., 0]
+            return mean + (alpha * misfit) @ covariance
         signal = alpha_t * variances
         # where signal and noise both vanish the prior mean is certain: gain 0, not 0/0
         gain = signal / (alpha_t * signal + sigma_t**2).clamp(min=torch.finfo(x_t.dtype).tiny)

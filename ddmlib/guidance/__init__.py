@@ -15,12 +15,16 @@ differ in V:
 - `MMPS` (Rozet et al. 2024): V = (sigma_t²/alpha_t) ∂x̂/∂x_t, exact (Tweedie's second formula);
 - `DPS` (Chung et al. 2023): a step of fixed length against |y - A(x̂)|, no likelihood at all.
 
+`Fusion` approximates nothing, where single components are observed and the denoiser takes a noise
+level for each component.
+
 All of them are denoisers of what they wrap, differentiable like it, so guidance may be nested.
 Observations are in physical units, states in standardised ones.  An evaluation costs one of the
 wrapped denoiser and one product with its Jacobian; `MMPS` takes ``products`` of them.
 """
 
 from .base import Evaluation, Guided
+from .fusion import Fusion
 from .moments import MMPS
 from .rules import (
     DPS,
@@ -36,6 +40,7 @@ __all__ = [
     "MMPS",
     "ErrorVariance",
     "Evaluation",
+    "Fusion",
     "GaussianLikelihood",
     "Guided",
     "MeasuredVariance",

@@ -126,7 +126,9 @@ class Guided(Denoiser):
         state = self.denoiser.denoise(x, alpha_t, sigma_t)
         seen = self.observe(state)
         y = self.observation.y.to(seen)
-        std = torch.as_tensor(self.observation.std).to(seen).expand(y.shape[-1])
+        std = torch.as_tensor(self.observation.std, dtype=seen.dtype, device=seen.device).expand(
+            y.shape[-1]
+        )
         z = state.detach().requires_grad_()
         rows = [
             torch.autograd.grad(value.sum(), z, retain_graph=True, materialize_grads=True)[0]
@@ -142,7 +144,9 @@ class Guided(Denoiser):
     def log_likelihood(self, x_0: Tensor) -> Tensor:
         """Return log p(y | x_0) of clean states, standardised, summed over a sample: (*batch,)."""
         seen = self.observe(x_0)
-        std = torch.as_tensor(self.observation.std).to(seen).expand(seen.shape[-1])
+        std = torch.as_tensor(self.observation.std, dtype=seen.dtype, device=seen.device).expand(
+            seen.shape[-1]
+        )
         residual = (self.observation.y.to(seen) - seen) / std
         return -self._sum(residual.square()) / 2 + self._constant(residual, std)
 
