@@ -117,8 +117,11 @@ def reference(process: str, index: int, folder: Path) -> dict[str, Tensor]:
 def w1(ours: Tensor, paths: Tensor, n: int) -> float:
     """Return W1 of n against n trajectories, averaged over the blocks that there are."""
     blocks = len(paths) // n
-    mine = [ours[n * (i % (len(ours) // n)) :][:n] for i in range(blocks)]
-    return sum(metrics.wasserstein1(m, p) for m, p in zip(mine, paths.split(n))) / blocks
+    distances = [
+        metrics.wasserstein1(ours[n * (i % (len(ours) // n)) :][:n], paths[n * i :][:n])
+        for i in range(blocks)
+    ]
+    return sum(distances) / blocks
 
 
 def describe(problem: Case, x: Tensor) -> dict[str, float]:
