@@ -112,10 +112,11 @@ def test_fusing_twice_is_fusing_both(prior, observe, generator, device):
 @pytest.fixture
 def network(device):
     torch.manual_seed(0)
-    unet = networks.TrajectoryUNet(2, widths=(8, 16), blocks=1, elementwise=True)
-    for parameter in unet.parameters():  # gates start near zero, and would hide everything
+    settings = {"width": 8, "blocks": 2, "dilations": (1, 2), "shortest": LENGTH}
+    net = networks.ConvNet(2, elementwise=True, **settings)
+    for parameter in net.parameters():  # gates start near zero, and would hide everything
         torch.nn.init.normal_(parameter, std=0.3)
-    return NetworkDenoiser(unet, SCHEDULE, UNITS).double().to(device).requires_grad_(False)
+    return NetworkDenoiser(net, SCHEDULE, UNITS).double().to(device).requires_grad_(False)
 
 
 def test_a_network_without_observations_takes_one_level(network, generator, device):

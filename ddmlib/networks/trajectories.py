@@ -1,6 +1,7 @@
 """Networks of trajectories: each state's output depends on its neighbours alone."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,26 +93,29 @@ def _long_enough(x: Tensor, window: int) -> None:
 class Convolution(nn.Linear):
     """A convolution of kernel 3 along (..., length, inputs), zeros beyond the ends.
 
-    As a product with the three neighbours side by side, so that channels stay the last axis.
+    As a product with the three neighbours side by side, so that channels stay the last axis; with a
+    dilation, neighbours that many states away.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
         super().__init__(3 * inputs, outputs)
+        self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., length, inputs) to (..., length, outputs)."""
-        padded = nn.functional.pad(x, (0, 0, 1, 1))
-        neighbours = torch.cat((padded[..., :-2, :], x, padded[..., 2:, :]), -1)
+        d = self.dilation
+        padded = nn.functional.pad(x, (0, 0, d, d))
+        neighbours = torch.cat((padded[..., : -2 * d, :], x, padded[..., 2 * d :, :]), -1)
         return super().forward(neighbours)
 
 
 class ConvolutionBlock(nn.Module):
     """x + gate * (LayerNorm of each state, FiLM, convolution, activation, convolution)."""
 
-    def __init__(self, width: int, embedding: int, activation: str) -> None:
+    def __init__(self, width: int, embedding: int, activation: str, dilation: int = 1) -> None:
         super().__init__()
         self.film = nn.Linear(embedding, 2 * width)
-        self.inner, self.outer = Convolution(width, width), Convolution(width, width)
+        self.inner, self.outer = (Convolution(width, width, dilation) for _ in range(2))
         self.activation = ACTIVATIONS[activation]()
         self.gate = nn.Parameter(torch.full((width,), 1e-6))
 
@@ -125,11 +129,12 @@ class ConvolutionBlock(nn.Module):
 class ConvNet(nn.Module):
     """R23's convolutional network: residual blocks along the trajectory, kernel 3 throughout.
 
-    Each output depends on the states within ``radius`` = 2 blocks + 2 of it.  Beyond the ends lie
-    zeros, and a constant input channel tells a state from that padding.  A state that sees less
-    than all of one end stands in some window of 2 radius + 1 states exactly as in any longer
-    trajectory, so training on windows at least that long shows every kind of padding there is; a
-    shorter trajectory, whose states see both ends, is refused.
+    Each output depends on the states within ``radius`` of it: 2 + 2 blocks, or more with dilations.
+    Beyond the ends lie zeros, and a constant input channel tells a state from that padding.  A
+    state that sees less than all of one end stands in some window of 2 radius + 1 states exactly as
+    in any longer trajectory, so training on windows at least that long shows every kind of padding
+    there is; a shorter trajectory, whose states see both ends, is refused, unless ``shortest`` says
+    that training has shown such ones.
 
     Parameters
     ----------
@@ -138,6 +143,13 @@ class ConvNet(nn.Module):
     width, blocks, embedding, activation
         Channels, residual blocks of two convolutions, features of the noise level (R23: 64, 6, 32,
         "silu").
+    dilations : sequence of int, optional
+        Of each block's convolutions, by default all 1: a wider view at the same cost.
+    elementwise : bool
+        Each component of each state may have a noise level of its own.  All of them enter as
+        further input channels, the highest of a trajectory by FiLM.
+    shortest : int, optional
+        States of the shortest trajectory that is taken; default: 2 radius + 1.
     """
 
     kind: ClassVar[str] = "ConvNet"
@@ -150,29 +162,47 @@ class ConvNet(nn.Module):
         blocks: int = 6,
         embedding: int = 32,
         activation: str = "silu",
+        dilations: Sequence[int] | None = None,
+        elementwise: bool = False,
+        shortest: int | None = None,
     ) -> None:
         super().__init__()
         checks.choice("activation", activation, ACTIVATIONS)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "dim": checks.count("dim", dim),
             "width": checks.count("width", width),
             "blocks": checks.count("blocks", blocks),
             "embedding": embedding,
             "activation": activation,
         }
-        self.radius = 2 * blocks + 2
+        each = [checks.count("dilations", d) for d in dilations or [1] * blocks]
+        if len(each) != blocks:
+            raise ValueError(f"dilations must be {blocks}, one for each block, got {each}")
+        self.radius, self.elementwise = 2 + 2 * sum(each), elementwise
         self.window = 2 * self.radius + 1
+        if dilations is not None:
+            self.settings["dilations"] = each
+        if elementwise:
+            self.settings["elementwise"] = True
+        if shortest is not None:
+            self.window = self.settings["shortest"] = checks.count("shortest", shortest)
         self.embedding = NoiseEmbedding(embedding)
-        self.first = Convolution(dim + 1, width)
+        self.first = Convolution((3 if elementwise else 1) * dim + 1, width)
         self.blocks = nn.ModuleList(
-            ConvolutionBlock(width, embedding, activation) for _ in range(blocks)
+            ConvolutionBlock(width, embedding, activation, dilation) for dilation in each
         )
         self.last = Convolution(width, dim)
 
     def hidden(self, x: Tensor, level: Tensor) -> Tensor:
         """Return features (..., length, width) of each state; arguments as in `forward`."""
         _long_enough(x, self.window)
-        h = self.first(torch.cat((x, torch.ones_like(x[..., :1])), -1))
+        inputs = [x, torch.ones_like(x[..., :1])]
+        if self.elementwise:
+            level = level.expand(x.shape)
+            # sigmoid(2 log(sigma/alpha)) = sigma²/(alpha² + sigma²)
+            inputs += [level / 4, torch.sigmoid(2 * level)]
+            level = level.amax((-2, -1))[..., None]
+        h = self.first(torch.cat(inputs, -1))
         embedding = self.embedding(level)
         for block in self.blocks:
             h = block(h, embedding)
@@ -181,6 +211,7 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """Map trajectories (..., length, dim), length >= ``window``, to outputs of that shape.
 
-        ``level`` is log(sigma/alpha), a number or of a shape that broadcasts to (..., length).
+        ``level`` is log(sigma/alpha), a number or of a shape that broadcasts to (..., length); if
+        ``elementwise``, to (..., length, dim).
         """
         return self.last(self.hidden(x, level))

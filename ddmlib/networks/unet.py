@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from .. import checks
 from .states import NoiseEmbedding
 
-LEVELS = 2  # input channels for each component's own noise level
 GROUPS = 8  # of channels that are normalised together
 POSITIONS = 4  # cosines of the place in the trajectory
 
@@ -70,9 +69,6 @@ class TrajectoryUNet(nn.Module):
         States that a convolution sees, odd.
     embedding : int
         Features of the noise level.
-    elementwise : bool
-        Each component of each state may have a noise level of its own.  All of them enter as
-        further input channels, the highest of a trajectory by FiLM.
     """
 
     event = 2  # axes of one sample, see `Denoiser.event`
@@ -84,7 +80,6 @@ class TrajectoryUNet(nn.Module):
         blocks: int = 2,
         kernel: int = 5,
         embedding: int = 64,
-        elementwise: bool = False,
     ) -> None:
         super().__init__()
         if not widths or any(w < GROUPS or w % GROUPS for w in widths):
@@ -98,12 +93,8 @@ class TrajectoryUNet(nn.Module):
             "kernel": kernel,
             "embedding": embedding,
         }
-        self.elementwise = elementwise
-        if elementwise:
-            self.settings["elementwise"] = True
         self.embedding = NoiseEmbedding(embedding)
-        inputs = (1 + LEVELS * elementwise) * dim + POSITIONS
-        self.first = nn.Conv1d(inputs, widths[0], kernel, padding=kernel // 2)
+        self.first = nn.Conv1d(dim + POSITIONS, widths[0], kernel, padding=kernel // 2)
 
         def level(width: int) -> nn.ModuleList:
             return nn.ModuleList(UNetBlock(width, kernel, embedding) for _ in range(blocks))
@@ -123,19 +114,13 @@ class TrajectoryUNet(nn.Module):
         dim, length = self.settings["dim"], x.shape[-2] if x.ndim > 1 else 0
         if x.ndim < 2 or x.shape[-1] != dim:
             raise ValueError(f"x must have shape (*batch, length, {dim}), got {tuple(x.shape)}")
-        batch, rows = x.shape[:-2], x.reshape(-1, length, dim).mT
-        if self.elementwise:
-            own = level.expand(x.shape)
-            levels, own = own.amax((-2, -1)), own.reshape(-1, length, dim).mT
-            # sigmoid(2 log(sigma/alpha)) = sigma²/(alpha² + sigma²)
-            rows = torch.cat((rows, own / 4, torch.sigmoid(2 * own)), dim=1)
-        elif level.ndim and level.shape[-1] != 1:
+        if level.ndim and level.shape[-1] != 1:
             raise ValueError(
                 "level must be one for a whole trajectory, i.e. have a last axis of size 1, "
                 f"got shape {tuple(level.shape)}"
             )
-        else:
-            levels = level[..., 0] if level.ndim else level
+        batch = x.shape[:-2]
+        levels = level[..., 0] if level.ndim else level
         levels = levels.reshape((1,) * (len(batch) - levels.ndim) + levels.shape)
         # leading axes along which the level varies; the others are expanded only if they must be
         varying = max((k + 1 for k, size in enumerate(levels.shape) if size > 1), default=0)
@@ -144,6 +129,7 @@ class TrajectoryUNet(nn.Module):
         place = torch.linspace(0, math.pi, length, dtype=x.dtype, device=x.device)
         orders = torch.arange(1, POSITIONS + 1, dtype=x.dtype, device=x.device)
         place = torch.cos(orders[:, None] * place)
+        rows = x.reshape(-1, length, dim).mT
         h = self.first(torch.cat((rows, place.expand(len(rows), -1, -1)), dim=1))
         skips = []
         for k, blocks in enumerate(self.down):
@@ -168,8 +154,7 @@ class TrajectoryUNet(nn.Module):
             Trajectories scaled to unit variance.
         level : Tensor
             log(sigma/alpha), of a shape that broadcasts to (*batch, length) and does not vary along
-            a trajectory: its last axis, if any, has size 1.  If ``elementwise``: of a shape that
-            broadcasts to (*batch, length, dim).
+            a trajectory: its last axis, if any, has size 1.
 
         Returns
         -------

@@ -6,9 +6,9 @@ convolutional one on 32 states, with AdamW and noise predictions, for 4096 epoch
 log-uniform noise levels and average; half its width of 256 for windows, so that two cores suffice;
 and 65 states for the convolution, of which 37 see no padding.
 
-R23 has no counterpart of ``noisy-lorenz63-levels``: a U-Net that sees a trajectory from end to end,
-and takes a noise level for each component of each state.  An observed component is one that has
-less noise, so this network knows conditional means exactly that others have to guess: see
+R23 has no counterpart of ``noisy-lorenz63-levels``: a convolution whose dilations let it see all of
+a trajectory, and which takes a noise level for each component of each state.  An observed component
+is one that has less noise, so this network knows conditional means that others have to guess: see
 `guidance.Fusion`.
 """
 
@@ -228,14 +228,21 @@ RECIPES["noisy-lorenz63-conv"] = Recipe(
 RECIPES["noisy-lorenz63-levels"] = Recipe(
     description="Trajectories of R23's noisy Lorenz 63, each component with its own noise level.",
     model=_model(
-        "TrajectoryUNet", widths=[48, 64, 96], blocks=2, kernel=5, embedding=64, elementwise=True
+        "ConvNet",
+        width=64,
+        blocks=6,
+        embedding=32,
+        activation="silu",
+        dilations=[1, 1, 2, 4, 6, 1],  # radius 32: half of 65 states
+        elementwise=True,
+        shortest=33,
     ),
     loss=with_levels,
     measure=measure_trajectories,
     samples=2**20,
     budgets={
-        "default": {**DATA, "steps": 16_000, "batch": 128, "groups": 64, "window": LENGTH},
-        "full": {**DATA, "steps": 131_072, "batch": 512, "groups": 256, "window": LENGTH},
+        "default": {**DATA, "steps": 30_000, "batch": 64, "groups": 64, "window": LENGTH},
+        "full": {**DATA, "steps": 262_144, "batch": 256, "groups": 256, "window": LENGTH},
         "smoke": {**TINY, "window": LENGTH},
     },
     decay=0.9995,
