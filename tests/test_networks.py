@@ -106,6 +106,7 @@ def test_dense_by_hand(draw):
         lambda: networks.Dense(inputs=4, outputs=1, width=5, layers=3, activation="silu"),
         lambda: networks.WindowMLP(dim=2, window=3, width=9, blocks=1, embedding=4),
         lambda: networks.ConvNet(dim=2, width=9, blocks=1, embedding=4),
+        lambda: networks.ConvNet(2, 9, 2, 4, dilations=(1, 2), shortest=5),
     ],
 )
 def test_settings_rebuild_the_network(make, draw):
@@ -233,6 +234,9 @@ def test_a_level_per_trajectory_equals_one_at_a_time(conv, window_net, draw):
         (lambda w, c, x: networks.WindowMLP(window=4), "window must be an odd"),
         (lambda w, c, x: networks.WindowMLP(window=1), "window must be at least 3"),
         (lambda w, c, x: networks.ConvNet(blocks=0), "blocks must be at least 1"),
+        (lambda w, c, x: networks.ConvNet(blocks=3, dilations=(1, 2)), "dilations must be 3"),
+        (lambda w, c, x: networks.ConvNet(blocks=1, dilations=(0,)), "dilations must be at least"),
+        (lambda w, c, x: networks.ConvNet(shortest=0), "shortest must be at least 1"),
     ],
 )
 def test_networks_of_trajectories_refuse(call, words, window_net, conv, draw):

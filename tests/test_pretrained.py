@@ -185,7 +185,7 @@ def test_every_recipe_builds_a_denoiser_or_network(name):
         assert module.hidden(torch.zeros(2, 3)).shape == (2, 256)
 
 
-TRAJECTORIES = ["noisy-lorenz63-window-k2", "noisy-lorenz63-conv"]
+TRAJECTORIES = ["noisy-lorenz63-window-k2", "noisy-lorenz63-conv", "noisy-lorenz63-levels"]
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
@@ -207,6 +207,33 @@ def test_recipes_of_trajectories_train_and_are_measured(name, tmp_path, monkeypa
     assert math.isfinite(full["log_prior_generated"])
     # by theory 64 transitions of log-density -3/2 log(2 pi dt e) on average
     assert full["log_prior_data"] == pytest.approx(81.7, abs=15)
+
+
+def test_observations_of_the_training_with_levels():
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator)
+
+    precision = recipes.noisy_lorenz63.observed(4000, 65, uniform)
+    seen = precision > 0
+    some = seen.flatten(1).any(1)
+    assert float(some.float().mean()) == pytest.approx(0.74, abs=0.03)  # gaps leave some with none
+    # one std for a trajectory, log-uniform from 0.02 to 1
+    std = precision.flatten(1).max(1).values[some].rsqrt()
+    assert 0.02 <= float(std.min()) < 0.021
+    assert 0.95 < float(std.max()) <= 1
+    assert float(std.log().mean()) == pytest.approx(math.log(0.02 * 50**0.5), abs=0.05)
+    values = torch.where(seen, precision, precision.flatten(1).max(1).values[:, None, None])
+    assert torch.equal(values.amax((1, 2)), values.amin((1, 2)))
+    # the first component more often than the others, which are alike
+    share = seen.any(1).float().mean(0)
+    assert float(share[1] - share[2]) == pytest.approx(0, abs=0.03)
+    assert float(share[0] - share[1]) > 0.1
+    # strides are powers of two: without gaps, the first two observed states tell
+    times = seen.any(2)
+    gaps = [int(t.nonzero()[:2, 0].diff()) for t in times if int(t.sum()) > 1]
+    assert {1, 2, 4, 8, 16} <= set(gaps)
 
 
 @pytest.mark.parametrize("name", trajectory_recipes.RECIPES)

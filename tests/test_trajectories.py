@@ -79,11 +79,18 @@ def test_fast_composition_equals_the_loop_over_windows(head, length, device, dra
         torch.testing.assert_close(whole(x, t), loop(denoiser, 5, x, t))
 
 
-@pytest.mark.parametrize("length", [9, 11, 20])
-def test_a_convolution_is_its_own_composition(length, device, draw):
-    denoiser, x = network(device, conv_net), draw(3, length, 3)
+def dilated():
+    return networks.ConvNet(width=8, blocks=2, embedding=8, dilations=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "window", "length"),
+    [(conv_net, 9, 9), (conv_net, 9, 11), (conv_net, 9, 20), (dilated, 21, 21), (dilated, 21, 30)],
+)
+def test_a_convolution_is_its_own_composition(make, window, length, device, draw):
+    denoiser, x = network(device, make), draw(3, length, 3)
     t = torch.tensor([0.1, 0.5, 0.9])
-    torch.testing.assert_close(denoiser(x, t), loop(denoiser, 9, x, t))
+    torch.testing.assert_close(denoiser(x, t), loop(denoiser, window, x, t))
     torch.testing.assert_close(TrajectoryDenoiser(denoiser)(x, t), denoiser(x, t))
 
 
