@@ -126,6 +126,20 @@ def test_systematic_resampling_is_fair_and_even(device, generator):
     torch.testing.assert_close(counts.mean(0), 10 * w, rtol=0, atol=0.1)
 
 
+def test_systematic_resampling_is_a_search_of_even_positions(device, generator):
+    draws = torch.rand(5000, generator=generator(1), dtype=DOUBLE) ** 8
+    w = draws.masked_fill(torch.arange(5000) % 7 == 6, 0.0).to(device)
+    w[-3:] = 0
+    for n in (1, 700, 20_000):
+        shift = torch.rand(1, generator=generator(2), dtype=DOUBLE).to(device)
+        positions = (torch.arange(n, device=device) + shift) / n
+        edges = w.cumsum(0) / w.sum()
+        expected = torch.searchsorted(edges, positions, right=True)
+        found = particle.systematic(w, n, generator(2))
+        assert torch.equal(found, expected)
+        assert float(w[found].min()) > 0
+
+
 def test_seeds_fix_paths_and_initial_states_are_used(device, generator):
     system = NoisyLorenz63()
     y = torch.zeros(2, 1, device=device)

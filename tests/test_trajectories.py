@@ -79,6 +79,21 @@ def test_fast_composition_equals_the_loop_over_windows(head, length, device, dra
         torch.testing.assert_close(whole(x, t), loop(denoiser, 5, x, t))
 
 
+@pytest.mark.parametrize("length", [5, 6, 12])
+def test_the_fast_composition_has_the_derivatives_of_the_loop(length, device, draw):
+    denoiser, x, v = network(device, window_mlp), draw(3, length, 3), draw(3, length, 3)
+    whole = TrajectoryDenoiser(denoiser)
+    x.requires_grad_()
+    for t in (0.4, torch.tensor([0.1, 0.5, 0.9])):
+        found = []
+        for out in (whole(x, t), loop(denoiser, 5, x, t)):
+            (once,) = torch.autograd.grad(out, x, v, create_graph=True)
+            (twice,) = torch.autograd.grad(once.square().sum(), x)
+            found.append((once, twice))
+        torch.testing.assert_close(*found)
+        assert float(found[0][1].abs().max()) > 1e-6
+
+
 def dilated():
     return networks.ConvNet(width=8, blocks=2, embedding=8, dilations=(1, 3))
 

@@ -32,14 +32,19 @@ class Network(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, width: int, blocks: int, embedding: int, activation: type[nn.Module] = nn.ReLU
+        self,
+        width: int,
+        blocks: int,
+        embedding: int,
+        activation: type[nn.Module] = nn.ReLU,
+        dim: int = 3,
     ) -> None:
         super().__init__()
         frequencies = torch.logspace(-1, 1, embedding // 2)  # per unit of log(sigma/alpha)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.first = nn.Linear(3, width)
+        self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(Block(width, embedding, activation) for _ in range(blocks))
-        self.last = nn.Linear(width, 3)
+        self.last = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         angle = level[:, None] * self.frequencies  # (n, embedding / 2)

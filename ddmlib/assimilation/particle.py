@@ -95,7 +95,7 @@ def bootstrap_filter(
         raise ValueError(
             f"initial must have shape ({particles}, {chain.dim}), got {tuple(initial.shape)}"
         )
-    x = initial.to(y)
+    x = initial.to(y).mT.contiguous().mT  # a row of memory for each component, for the chain
     uniform = -torch.log(torch.tensor(float(particles), dtype=torch.float64, device=y.device))
     log_weights, log_evidence = uniform.expand(particles), torch.zeros_like(uniform)
     tree: list[_Generation] = []
@@ -115,12 +115,13 @@ def bootstrap_filter(
         log_weights, log_evidence = log_weights - mean, log_evidence + mean
         effective.append(1 / log_weights.exp().square().sum())
         if float(effective[-1]) < LEAST * particles and k + 1 < length:
-            chosen = systematic(log_weights.exp(), particles, generator)
-            alive, following = torch.unique_consecutive(chosen, return_inverse=True)
+            counts = _offspring(log_weights.exp(), particles, generator)
+            (alive,) = counts.nonzero(as_tuple=True)
             states = torch.stack([state[alive] for state in segment], 1)
             tree.append(_Generation(states, parent[alive]))
             _prune(tree)
-            x, segment, parent = x[chosen], [], following
+            parent = torch.repeat_interleave(counts[alive])
+            x, segment = x.mT[:, alive[parent]].mT, []
             log_weights = uniform.expand(particles)
     weights = log_weights.exp()
     picked = _pick(weights, paths, generator)
@@ -169,12 +170,18 @@ def systematic(weights: Tensor, n: int, generator: torch.Generator | None = None
     generator : torch.Generator, optional
         Source of the one random number there is.
     """
+    return torch.repeat_interleave(_offspring(weights, n, generator))
+
+
+def _offspring(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """Return how often each index comes in `systematic`, (particles,)."""
     edges = weights.double().cumsum(0)
     on = weights.device if generator is None else generator.device
     shift = torch.rand(1, generator=generator, device=on, dtype=torch.float64).to(weights.device)
-    positions = (torch.arange(n, device=weights.device) + shift) / n * edges[-1]
-    # `right` passes over particles of weight zero, also where a position lies on an edge
-    return torch.searchsorted(edges, positions, right=True).clamp(max=len(weights) - 1)
+    # of the positions (j + shift)/n, j < n, those below an edge; all of them below the last,
+    # also where a shift near one is lost to rounding
+    below = (edges / edges[-1] * n - shift).ceil().masked_fill(edges == edges[-1], n)
+    return below.diff(prepend=below.new_zeros(1)).long()
 
 
 def _pick(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:

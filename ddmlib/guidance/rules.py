@@ -20,11 +20,11 @@ class _Isotropic(Guided):
         """Return the assumed variance of x_0 given x_t, broadcasting to states (..., d)."""
 
     def _gradient(self, at: Linearised, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
-        covariance = whitened(at.jacobian, self.variance(alpha_t, sigma_t))
-        solved = torch.linalg.solve(covariance, at.residual.double()[..., None])[..., 0]
+        root = torch.linalg.cholesky(whitened(at.jacobian, self.variance(alpha_t, sigma_t)))
+        solved = torch.cholesky_solve(at.residual.double()[..., None], root)[..., 0]
         solved = solved.to(at.residual)
         quadratic = self._sum(at.residual * solved)
-        half = torch.linalg.cholesky(covariance).diagonal(dim1=-2, dim2=-1).log().to(solved)
+        half = root.diagonal(dim1=-2, dim2=-1).log().to(solved)
         return at.pull(solved), -quadratic / 2 - self._sum(half) + self._constant(
             at.residual, at.std
         )

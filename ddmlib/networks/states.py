@@ -38,6 +38,13 @@ class NoiseEmbedding(nn.Module):
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return FiLM of x (..., width) after LayerNorm: times 1 + scale, plus shift."""
+    if scale.numel() == x.shape[-1]:  # one noise level for all: no pass over x of its own
+        return nn.functional.layer_norm(x, x.shape[-1:], 1 + scale.flatten(), shift.flatten())
+    return torch.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), 1 + scale)
+
+
 class ResidualBlock(nn.Module):
     """x + gate * (LayerNorm, FiLM, Linear, activation, Linear), the gate starting near zero."""
 
@@ -51,9 +58,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x (..., width) given an embedding that broadcasts against it."""
-        scale, shift = self.film(embedding).chunk(2, dim=-1)
-        h = nn.functional.layer_norm(x, x.shape[-1:])
-        h = torch.addcmul(shift, h, 1 + scale)
+        h = modulated(x, *self.film(embedding).chunk(2, dim=-1))
         h = self.activation(self.inner(h))
         # gate * outer(h): the gate multiplies the weights, not the states, which are far more
         weight, bias = self.gate[:, None] * self.outer.weight, self.gate * self.outer.bias

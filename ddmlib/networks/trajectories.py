@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddmlib import checks
-from ddmlib.networks.states import ACTIVATIONS, NoiseEmbedding, ResidualMLP
+from ddmlib.networks.states import ACTIVATIONS, NoiseEmbedding, ResidualMLP, modulated
 
 
 class WindowMLP(nn.Module):
@@ -93,20 +93,28 @@ def _long_enough(x: Tensor, window: int) -> None:
 class Convolution(nn.Linear):
     """A convolution of kernel 3 along (..., length, inputs), zeros beyond the ends.
 
-    As a product with the three neighbours side by side, so that channels stay the last axis; with a
-    dilation, neighbours that many states away.
+    With a dilation, of neighbours that many states away.  Channels stay the last axis.  On a CPU by
+    the library's convolution, which copies nothing; on a GPU, where that would round to TF32, as a
+    product with the three neighbours side by side.
     """
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
         super().__init__(3 * inputs, outputs)
         self.dilation = dilation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., length, inputs) to (..., length, outputs)."""
-        d = self.dilation
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Map (..., length, inputs) to (..., length, outputs), times a gate (outputs,)."""
+        weight, bias, d = self.weight, self.bias, self.dilation
+        if gate is not None:  # on the weights, not on the states, which are far more
+            weight, bias = gate[:, None] * weight, gate * bias
+        if x.device.type == "cpu":
+            rows = x.reshape(-1, 1, *x.shape[-2:]).permute(0, 3, 1, 2)  # (n, inputs, 1, length)
+            kernel = weight.view(-1, 1, 3, x.shape[-1]).permute(0, 3, 1, 2)
+            out = nn.functional.conv2d(rows, kernel, bias, padding=(0, d), dilation=(1, d))
+            return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
         padded = nn.functional.pad(x, (0, 0, d, d))
         neighbours = torch.cat((padded[..., : -2 * d, :], x, padded[..., 2 * d :, :]), -1)
-        return super().forward(neighbours)
+        return nn.functional.linear(neighbours, weight, bias)
 
 
 class ConvolutionBlock(nn.Module):
@@ -121,9 +129,8 @@ class ConvolutionBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x (..., length, width) given an embedding that broadcasts against it."""
-        scale, shift = self.film(embedding).chunk(2, dim=-1)
-        h = torch.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), 1 + scale)
-        return x + self.gate * self.outer(self.activation(self.inner(h)))
+        h = modulated(x, *self.film(embedding).chunk(2, dim=-1))
+        return x + self.outer(self.activation(self.inner(h)), self.gate)
 
 
 class ConvNet(nn.Module):
