@@ -210,17 +210,17 @@ def test_convolution_depends_on_the_states_within_its_radius(conv, draw):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-def test_convolution_by_hand(batch, dtype, device, draw):
+@pytest.mark.parametrize(("batch", "dilation"), [((), 1), ((4,), 1), ((2, 3), 2)])
+def test_convolution_by_hand(batch, dilation, dtype, device, draw):
     torch.manual_seed(0)
-    layer = networks.Convolution(5, 6).to(device, dtype)
+    layer = networks.Convolution(5, 6, dilation).to(device, dtype)
     x, v, gate = draw(*batch, 7, 5).to(dtype), draw(*batch, 7, 6).to(dtype), draw(6).to(dtype)
     x.requires_grad_()
     before, now, after = layer.weight.split(5, dim=1)
     rows = [
         sum(
             x[..., i + j, :] @ part.mT
-            for j, part in ((-1, before), (0, now), (1, after))
+            for j, part in ((-dilation, before), (0, now), (dilation, after))
             if 0 <= i + j < 7
         )
         for i in range(7)
