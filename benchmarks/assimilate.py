@@ -142,20 +142,22 @@ def operations(network: Any, length: int = LENGTH) -> float:
 
     A product of (n, a) and (a, b) takes 2 n a b.  FiLM of the one level is left out.
     """
-    if isinstance(network, networks.WindowMLP):
-        body, rows = network.body, length - network.window + 1
-        layers = [body.first] + [v for b in body.blocks for v in (b.inner, b.outer)]
-        last = length * network.dim * body.last.in_features  # no output that is dropped
-        return 2.0 * (rows * sum(layer.weight.numel() for layer in layers) + last)
-    layers = [m for m in network.modules() if isinstance(m, networks.trajectories.Convolution)]
-    return 2.0 * length * sum(layer.weight.numel() for layer in layers)
+    if not isinstance(network, networks.WindowMLP):
+        layers = [m for m in network.modules() if isinstance(m, networks.Convolution)]
+        return 2.0 * length * sum(layer.weight.numel() for layer in layers)
+    body: Any = network.body
+    rows, layers = length - network.window + 1, [body.first]
+    for block in body.blocks:
+        layers += [block.inner, block.outer]
+    last = length * network.dim * body.last.in_features  # no output that is dropped
+    return 2.0 * (rows * sum(layer.weight.numel() for layer in layers) + last)
 
 
 def multiplier(network: Any, rows: int) -> tuple[Callable[[int], None], float]:
     """Return a function that runs the products of hidden layers, outputs and gradients of inputs,
     and the operations that each layer takes."""
-    blocks = network.body.blocks if isinstance(network, networks.WindowMLP) else network.blocks
-    weight = blocks[0].inner.weight.detach()
+    body: Any = network.body if isinstance(network, networks.WindowMLP) else network
+    weight = body.blocks[0].inner.weight.detach()
     x, out = torch.randn(rows, weight.shape[1]), torch.empty(rows, weight.shape[0])
     gradient, back = torch.randn_like(out), torch.empty_like(x)
 
@@ -272,17 +274,19 @@ def posterior(small: bool, folder: Path | None) -> Iterator[Row]:
 
     times = alternate(lambda: seconds(ours), lambda: seconds(theirs), repeats=repeats)
     share = OURS.sampler["steps"] / tried["steps"]
-    times = [(share * a, b) for a, b in times]
-    yield from posterior_times(times, n, steps * (1 + corrections), settings)
+    runs = steps * (1 + corrections)
+    yield from posterior_times([(share * a, b) for a, b in times], n, runs, settings)
 
 
 def posterior_times(
-    times: list[tuple[float, ...]], n: int, runs: int, settings: dict
+    times: list[tuple[float, float]], n: int, runs: int, settings: dict
 ) -> Iterator[Row]:
     """Yield rows of the time of an evaluation and of a trajectory, with ``runs`` guided
     evaluations of R23's timed."""
     scale = R23.evaluations / (2 * runs)
-    each = [(1e6 * a / OURS.evaluations / n, 1e6 * b / (2 * runs) / n) for a, b in times]
+    each: list[tuple[float, ...]] = []
+    for mine, other in times:
+        each.append((1e6 * mine / OURS.evaluations / n, 1e6 * other / (2 * runs) / n))
     yield compare(
         "posterior, time of one evaluation: R23's recipe, plain",
         each,
@@ -292,7 +296,7 @@ def posterior_times(
     )
     yield compare(
         "posterior of equal quality, trajectories a second: R23's recipe, plain",
-        times,
+        [*times],
         scale=scale,
         work=n,
         unit="trajectories/s",

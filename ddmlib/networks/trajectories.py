@@ -104,7 +104,9 @@ class Convolution(nn.Linear):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Map (..., length, inputs) to (..., length, outputs), times a gate (outputs,)."""
-        weight, bias, d = self.weight, self.bias, self.dilation
+        d = self.dilation
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if gate is not None:  # on the weights, not on the states, which are far more
             weight, bias = gate[:, None] * weight, gate * bias
         if x.device.type == "cpu":
