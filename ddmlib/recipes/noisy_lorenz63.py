@@ -27,6 +27,9 @@ from ddmlib.trajectories import TrajectoryDenoiser
 LENGTH = 65  # states of a generated trajectory, R23's
 STEPS = 128
 RATIOS = (2e-3, 100.0)
+# shares and ends of the parts of noise levels in `with_levels`: two in three lie where a trajectory
+# is decided, below it any network is near the optimum, and above it nothing is at stake
+LEVELS = [0.0, 0.15, 0.8, 1.0], [2e-3, 0.05, 5.0, 100.0]
 
 
 def trajectories(settings: dict[str, Any], part: int) -> Tensor:
@@ -56,14 +59,15 @@ def denoising(denoiser: Any, settings: dict[str, Any], device: torch.device) -> 
 def with_levels(denoiser: Any, settings: dict[str, Any], device: torch.device) -> training.Loss:
     """Return the denoising loss on trajectories of which some components have less noise.
 
-    A trajectory's noise level r is log-uniform.  To three in four, observations are added: of some
-    components, every 1st, 2nd, 4th, 8th or 16th state from a random one on, now and then with gaps,
-    with a std s that is log-uniform.  Their components then have the level 1/sqrt(1/r² + 1/s²).
-    One batch in three holds shorter trajectories.
+    A trajectory's noise level r is log-uniform within each of the three parts of `LEVELS`.  To five
+    in six, observations are added: of some components, every 1st, 2nd, 4th, 8th or 16th state from
+    a random one on, now and then with gaps, with a std s that is log-uniform.  Their components
+    then have the level 1/sqrt(1/r² + 1/s²).  One batch in three holds shorter trajectories.
     """
     data, groups = trajectories(settings, 0).to(device), settings["groups"]
-    denoiser, length = denoiser.with_schedule(schedules.LogLinear(*RATIOS)), settings["window"]
-    n, strata = settings["batch"], torch.arange(groups, device=device)
+    n, length = settings["batch"], settings["window"]
+    strata = torch.arange(groups, device=device)
+    shares, edges = (torch.tensor(v, device=device) for v in LEVELS)
 
     def loss(generator: torch.Generator) -> Tensor:
         def uniform(*shape: int) -> Tensor:
@@ -72,14 +76,16 @@ def with_levels(denoiser: Any, settings: dict[str, Any], device: torch.device) -
         shorter, share = uniform(2).tolist()
         states = length if shorter < 2 / 3 else round(length * (1 + share) / 2)
         t = ((strata + uniform(groups)) / groups).repeat_interleave(n // groups)
-        alpha, sigma = (v.float()[:, None, None] for v in denoiser.schedule(t.double()))
-        precision = observed(n, states, uniform) + (alpha / sigma) ** 2
+        part = torch.searchsorted(shares, t).clamp(1, len(shares) - 1)
+        within = (t - shares[part - 1]) / (shares[part] - shares[part - 1])
+        r = torch.exp(torch.lerp(edges[part - 1].log(), edges[part].log(), within))
+        precision = observed(n, states, uniform) + r[:, None, None] ** -2
         start = (uniform(n, 1) * (data.shape[1] - states + 1)).long()
         rows = (uniform(n, 1) * len(data)).long()
         x_0 = data[rows, start + torch.arange(states, device=device)]
-        one, r = torch.ones_like(x_0), precision.rsqrt()
-        x_t = x_0 + r * noise.normal_like(x_0, generator)
-        f, u, c, s = denoiser.output(x_t, one, r)
+        one, level = torch.ones_like(x_0), precision.rsqrt()
+        x_t = x_0 + level * noise.normal_like(x_0, generator)
+        f, u, c, s = denoiser.output(x_t, one, level)
         return nn.functional.mse_loss(f, velocity_from_state(x_0, u, c, s))
 
     return loss
@@ -93,9 +99,9 @@ def observed(n: int, states: int, uniform: Callable[..., Tensor]) -> Tensor:
     times = (torch.arange(states, device=std.device) - offset) % every == 0
     kept = uniform(n, states) < torch.where(uniform(n, 1) < 0.25, 0.7, 1.0)
     pattern = (uniform(n) * 7).long() + 1  # any set of components but none
-    pattern = torch.where(uniform(n) < 0.35, 1, pattern)  # the first alone more often than others
+    pattern = torch.where(uniform(n) < 0.5, 1, pattern)  # the first alone more often than others
     components = (pattern[:, None] >> torch.arange(3, device=std.device)) & 1
-    some = uniform(n, 1) < 0.75
+    some = uniform(n, 1) < 5 / 6
     return ((times & kept & some)[..., None] & (components[:, None, :] > 0)) / std**2
 
 
@@ -241,10 +247,10 @@ RECIPES["noisy-lorenz63-levels"] = Recipe(
     measure=measure_trajectories,
     samples=2**20,
     budgets={
-        "default": {**DATA, "steps": 30_000, "batch": 64, "groups": 64, "window": LENGTH},
+        "default": {**DATA, "steps": 70_000, "batch": 64, "groups": 64, "window": LENGTH},
         "full": {**DATA, "steps": 262_144, "batch": 256, "groups": 256, "window": LENGTH},
         "smoke": {**TINY, "window": LENGTH},
     },
-    decay=0.9995,
+    decay=0.9998,
     uses_features=False,
 )
