@@ -84,6 +84,7 @@ def reverse(
     eta: float | None = None,
     corrections: int = 0,
     tau: float = 0.25,
+    corrected: tuple[float, float] = (0.0, math.inf),
     clean: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -107,6 +108,8 @@ def reverse(
         Langevin steps after each step, at its new level; none where that is free of noise.
     tau : float
         Their length, see `steps.langevin_step`; R23's code has 0.25, its figures 0.5.
+    corrected : tuple of float
+        Range of sigma/alpha in which they are taken; R23 takes them at all levels.
     clean : bool
         End without noise, even where the schedule leaves a little at ``grid[-1]``.
     generator : torch.Generator, optional
@@ -122,6 +125,8 @@ def reverse(
     share = _share_of_noise(method, eta)
     checks.count("corrections", corrections, 0)
     checks.positive("tau", tau)
+    if not 0 <= corrected[0] < corrected[1]:
+        raise ValueError(f"corrected must satisfy 0 <= low < high, got {corrected}")
     # (1,) rather than (): a level then broadcasts like any other, with its last axis in place
     alphas, sigmas = denoiser.schedule(grid.to(torch.float64).cpu()[:, None])
     levels = list(zip(alphas.to(x), sigmas.to(x), strict=True))
@@ -140,10 +145,16 @@ def reverse(
             x, std = ancestral_step(x, estimate, level_t, level_s, share)
             if bool((std > 0).any()):
                 x = x + std * noise.normal_like(x, generator)
-        for _ in range(corrections if bool((level_s[1] > 0).all()) else 0):
+        for _ in range(corrections if _within(level_s, corrected) else 0):
             x_0 = denoiser.denoise(x, *level_s)
             x = langevin_step(x, x_0, level_s, tau, event=denoiser.event, generator=generator)
     return x
+
+
+def _within(level: Level, corrected: tuple[float, float]) -> bool:
+    """Whether a level is noisy and its sigma/alpha lies in the range of corrections."""
+    alpha, sigma = (float(v.max()) for v in level)
+    return sigma > 0 and corrected[0] * alpha <= sigma <= corrected[1] * alpha
 
 
 def times_for(
@@ -189,6 +200,7 @@ def sample(
     ratios: tuple[float, float] | None = None,
     corrections: int = 0,
     tau: float = 0.25,
+    corrected: tuple[float, float] = (0.0, math.inf),
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -212,8 +224,8 @@ def sample(
         "log-ratio", "karras" or "time"; see `times`.
     ratios : tuple of float, optional
         Lowest and highest sigma/alpha; default: what a network was trained on, else (0.002, 80).
-    corrections, tau
-        Langevin steps after each step and their length, as in `reverse`.
+    corrections, tau, corrected
+        Langevin steps after each step, their length, and where they are taken, as in `reverse`.
     generator : torch.Generator, optional
         Source of randomness.
     device, dtype : optional
@@ -245,8 +257,8 @@ def sample(
         shape, generator=generator, device=device, dtype=dtype
     )
     parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
-    run: Any = {"method": method, "eta": eta, "corrections": corrections, "tau": tau}
-    run |= {"generator": generator, "progress": progress}
+    run: Any = {"method": method, "eta": eta, "generator": generator, "progress": progress}
+    run |= {"corrections": corrections, "tau": tau, "corrected": corrected}
     return torch.cat([reverse(denoiser, part, grid, clean=True, **run) for part in parts])
 
 

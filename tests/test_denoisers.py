@@ -8,7 +8,7 @@ from torch import nn
 
 from ddmlib import denoisers, networks, noise, schedules
 from ddmlib.datasets import Standardizer
-from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser, NetworkDenoiser
+from ddmlib.denoisers import ByLevel, EmpiricalDenoiser, GaussianDenoiser, NetworkDenoiser
 
 ALL = [
     schedules.Cosine(),
@@ -426,3 +426,33 @@ def test_noise_depends_on_the_generator_alone(device, generator):
     like = noise.normal_like(torch.zeros(4, 3, device=device), generator(5))
     assert torch.equal(like, there)
     assert noise.normal((2,), device=device, dtype=torch.float64).dtype == torch.float64
+
+
+def test_by_level_is_each_denoiser_in_its_range(device, generator):
+    one, other = (
+        GaussianDenoiser(torch.full((2,), m, device=device), torch.eye(2, device=device))
+        for m in (0.0, 5.0)
+    )
+    mixed = ByLevel([(1.0, one), (0.0, other)])
+    x = torch.randn(3, 2, generator=generator(0)).to(device)
+    t = mixed.schedule.time(torch.tensor([0.2, 1.001, 7.0], dtype=torch.float64))
+    for time, expected in zip(t, (other, one, one), strict=True):
+        torch.testing.assert_close(mixed(x, float(time)), expected(x, float(time)))
+    each = torch.stack([other(x, t)[0], one(x, t)[1], one(x, t)[2]])
+    torch.testing.assert_close(mixed(x, t), each)
+    assert mixed.event == 1
+    assert mixed.device is None
+
+
+@pytest.mark.parametrize("lowest", [[], [1.0], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
+def test_by_level_refuses_parts_that_do_not_descend_to_zero(lowest):
+    denoiser = GaussianDenoiser(torch.zeros(2), torch.eye(2))
+    with pytest.raises(ValueError, match="parts must descend"):
+        ByLevel([(low, denoiser) for low in lowest])
+
+
+def test_by_level_refuses_denoisers_of_other_samples():
+    one = GaussianDenoiser(torch.zeros(2), torch.eye(2))
+    other = GaussianDenoiser(torch.zeros(3), torch.eye(3))
+    with pytest.raises(ValueError, match="parts must all be"):
+        ByLevel([(1.0, one), (0.0, other)])

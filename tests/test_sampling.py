@@ -445,6 +445,18 @@ def test_corrections_are_counted_and_none_follows_the_last_step(method):
     assert denoiser.calls == sampling.evaluations(method, 5, corrections=3)
 
 
+def test_corrections_may_be_kept_to_a_range_of_levels():
+    denoiser = Counting(MEAN, COVARIANCE)
+    options = {"steps": 12, "spacing": "log-ratio", "ratios": (0.01, 10.0)}
+    sampling.sample(denoiser, (3, 2), corrections=2, corrected=(0.1, 2.0), **options)
+    ratios = denoiser.schedule.ratio(sampling.times(denoiser.schedule, **options)[1:-1])
+    inside = int(((ratios >= 0.1) & (ratios <= 2.0)).sum())
+    assert 0 < inside < 11
+    assert denoiser.calls == 12 + 2 * inside
+    with pytest.raises(ValueError, match="corrected must satisfy"):
+        sampling.sample(denoiser, (3, 2), corrections=1, corrected=(2.0, 0.1), **options)
+
+
 def test_corrections_repair_an_ensemble_of_too_little_spread(device, generator):
     """Few DDIM steps leave too little variance; corrections bring it to the stated inflation."""
     variance = {}

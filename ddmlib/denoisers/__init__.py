@@ -19,6 +19,7 @@ trajectories: `Denoiser.event` counts these axes.
 
 from .exact import EmpiricalDenoiser, GaussianDenoiser
 from .network import HEADS, NetworkDenoiser, denoising_loss, normalise
+from .parts import ByLevel
 from .protocol import (
     Denoiser,
     diffuse,
@@ -32,6 +33,7 @@ from .protocol import (
 
 __all__ = [
     "HEADS",
+    "ByLevel",
     "Denoiser",
     "EmpiricalDenoiser",
     "GaussianDenoiser",

@@ -1,0 +1,53 @@
+"""Several denoisers, each where it serves best."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddmlib.denoisers.protocol import Denoiser
+
+
+class ByLevel(Denoiser):
+    """Different denoisers at different noise levels.
+
+    Parameters
+    ----------
+    parts : sequence of (float, Denoiser)
+        Lowest sigma/alpha of each part, and its denoiser; from the highest part to the lowest,
+        whose sigma/alpha is 0.  Schedule, standardizer and event are those of the first.
+
+    Raises
+    ------
+    ValueError
+        If the levels do not descend to 0, or the denoisers are not of samples of one kind.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Denoiser]]) -> None:
+        lowest = [low for low, _ in parts]
+        if not parts or lowest[-1] != 0 or sorted(set(lowest), reverse=True) != lowest:
+            raise ValueError(f"parts must descend to a sigma/alpha of 0, got {lowest}")
+        self.parts, first = list(parts), parts[0][1]
+        self.schedule, self.standardizer = first.schedule, first.standardizer
+        self.event, self.ratios = first.event, first.ratios
+        d = len(first.standardizer.mean)
+        for _, other in parts:
+            if other.event != first.event or len(other.standardizer.mean) != d:
+                raise ValueError("parts must all be denoisers of states, or of trajectories")
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the first part."""
+        return self.parts[0][1].device
+
+    def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return x̂ of the part that a sample's level belongs to; see `Denoiser.denoise`."""
+        x_0, above = None, torch.zeros_like(sigma_t, dtype=torch.bool)
+        for low, denoiser in self.parts:
+            mine = (sigma_t >= low * alpha_t) & ~above
+            above = above | mine
+            if bool(mine.any()):
+                here = denoiser.denoise(x_t, alpha_t, sigma_t)
+                x_0 = here if x_0 is None else torch.where(mine, here, x_0)
+        assert x_0 is not None
+        return x_0
