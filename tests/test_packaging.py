@@ -31,7 +31,6 @@ LEVELS = [
     {"smc", "likelihoods", "surrogates"},
     {"events"},
     {"recipes"},
-    {"trajectory_recipes"},
     {"pretrained"},
     {"__main__"},
 ]
