@@ -52,6 +52,7 @@ EVENTS = [
     "guidance",
     "paths",
     "pilot",
+    "trust",
     "subset",
     "probability",
     "published",

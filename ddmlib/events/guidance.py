@@ -13,6 +13,14 @@ so that P(C > 0 | x_t) = Φ(C(x̂)/s), and its gradient, with s and J held fixed
 φ/Φ(C(x̂)/s) Jᵀg/s.  One vector-Jacobian product Jᵀg gives both.  For linear C and a Gaussian prior
 all of this is exact.  Otherwise it is an approximation, and for a curved C a poor one at high
 noise, where C(x̂) is not the mean of C(x_0); a `Calibration` corrects its mean and variance.
+
+*Steps are bounded.*  Where C is nearly flat at x̂ its tangent reaches zero only far away: near the
+centre of |x|² > c the pull (c - |x̂|²)/(2 |x̂|) has no bound.  A calibrated variance far below that
+of the tangent lengthens steps too: it is zero at the last levels, where the sampler adds no noise
+any more, and a path that was still outside E was thrown out to 1e12.  For a convex C Jensen's
+inequality gives C(E[x_0 | x_t, E]) ≤ E[C(x_0) | x_t, E] = m + S φ/Φ(m/S) with m and S² the mean and
+variance that are taken.  A step is shortened where it would bring C(x̂) beyond this; for a linear C
+without calibration none is.
 """
 
 import math
@@ -24,9 +32,10 @@ from torch import Tensor
 
 from ddmlib import checks, noise
 from ddmlib.denoisers import Denoiser
-from ddmlib.events.constraints import Constraint, Equality, Event
+from ddmlib.events.constraints import SMALLEST, Constraint, Equality, Event
 
 FLOOR = 1e-6
+HALVINGS = 40  # at most, of a step along which C saturates or jumps
 
 
 class Conditioned(NamedTuple):
@@ -117,8 +126,7 @@ class EventGuidance(Denoiser):
         self.floor = checks.positive("floor", floor)
         self.calibration = calibration
         self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer
-        # what `sampling.sample` takes its range of noise levels from
-        self.ratios = getattr(denoiser, "ratios", (0.0, math.inf))
+        self.event, self.ratios = len(constraint.shape), denoiser.ratios
         probe = noise.normal((8, *constraint.shape), generator=torch.Generator().manual_seed(0))
         constraint.check_gradient(self.standardizer.inverse(probe))
 
@@ -140,21 +148,29 @@ class EventGuidance(Denoiser):
         equal = [k for k, part in enumerate(parts) if isinstance(part, Equality)]
         with torch.set_grad_enabled(create):
             x_0, spread = known.x_0, known.spread
-            shift, log_mass = torch.zeros_like(x_0), x_0.new_zeros(x_t.shape[:-axes])
+            guided, log_mass = x_0, x_0.new_zeros(x_t.shape[:-axes])
             for k, part in enumerate(parts):
                 if isinstance(part, Constraint):
                     variance, product = known.variances[k], known.products[k]
-                    c = known.values[k].reshape(variance.shape)
+                    c = start = known.values[k].reshape(variance.shape)
                     if self.calibration is not None:
                         a, b, scale, extra = self.calibration.at(k, sigma_t / alpha_t)
                         c, variance = a + b * c, scale * b * b * variance + extra
                         product = b * product
-                    shift = shift + part.slope(c, variance) * product
+                    slope = part.slope(c, variance)
+                    rise = variance.clamp(min=SMALLEST) * slope + (c - start).clamp(min=0)
+                    step = spread * slope * product
+                    guided = guided + self._share(known, k, step, rise) * step
                     log_mass = log_mass + part.log_mass(c, variance).reshape(log_mass.shape)
             if equal:
                 pull, log_density = self._equalities(known, equal, alpha_t)
-                shift, log_mass = shift + pull.reshape(x_0.shape), log_mass + log_density
-            guided = x_0 + spread * shift
+                step, log_mass = spread * pull.reshape(x_0.shape), log_mass + log_density
+                shares = []
+                for k, part in enumerate(parts):
+                    if isinstance(part, Equality):
+                        gap = (part.target - known.values[k]).reshape(known.variances[k].shape)
+                        shares.append(self._share(known, k, step, gap))
+                guided = guided + torch.stack(shares).amin(0) * step
         if not create:
             return Conditioned(x_0.detach(), guided.detach(), log_mass.detach())
         return Conditioned(x_0, guided, log_mass)
@@ -207,6 +223,32 @@ class EventGuidance(Denoiser):
             products.append(jg)
             variances.append(spread * (own + share))
         return _Linearised(x_0, spread, values, slopes, products, variances)
+
+    def _share(self, known: "_Linearised", k: int, step: Tensor, rise: Tensor) -> Tensor:
+        """Return the share of a step from x̂ over which C rises by ``rise`` and no more; at most 1.
+
+        One step along a parabola gives it, which keeps it differentiable; where C is none, halving.
+        """
+        start, part = known.values[k].reshape(rise.shape), self.constraint.parts[k]
+        over = tuple(range(-len(self.constraint.shape), 0))
+        sign, most = torch.where(rise < 0, -1.0, 1.0).to(rise), rise.abs()
+        gain = (sign * (known.slopes[k] * step).sum(over, keepdim=True)).clamp(min=0)
+
+        def rises(share: Tensor | float) -> Tensor:
+            value = part.value(self.standardizer.inverse(known.x_0 + share * step))
+            return sign * (value.reshape(rise.shape) - start)
+
+        bend, tiny = (rises(1.0) - gain).clamp(min=0), torch.finfo(rise.dtype).tiny
+        root = (gain.square() + 4 * bend * most + tiny).sqrt()
+        share = ((2 * most + tiny) / (gain + root + tiny)).clamp(max=1)
+        with torch.no_grad():
+            slack = most / 2 + 100 * torch.finfo(rise.dtype).eps * start.abs()
+            for _ in range(HALVINGS):
+                far = ~(rises(share).abs() <= most + slack)  # not a number counts as far
+                if not bool(far.any()):
+                    break
+                share = torch.where(far, share / 2, share)
+        return share
 
     def _equalities(
         self, known: "_Linearised", equal: list[int], alpha_t: Tensor

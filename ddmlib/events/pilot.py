@@ -94,7 +94,7 @@ def corrections(ends: Tensor, values: Tensor, variances: Tensor) -> Tensor:
     slope = (centred * rest).sum(-1) / square
     scatter = (rest - slope[:, None] * centred).square().mean(-1)
     error = (scatter / square).sqrt()
-    slope = torch.where(error < VAGUEST, 1 + beyond_doubt(slope - 1, error), 1.0)
+    slope = torch.where(error < VAGUEST, 1 + beyond_doubt(slope - 1, error), 1.0).clamp(min=0)
     residual = ends - mean - slope[:, None] * centred
     variance = residual.var(-1)
     offset = beyond_doubt(residual.mean(-1), (variance / n).sqrt())
