@@ -1,4 +1,4 @@
-"""``python -m benchmarks [data] [train] [generate] [twin] [--json PATH]``: print the table."""
+"""``python -m benchmarks [data] [train] [generate] [twin] [events] [--json PATH]``: the table."""
 
 import argparse
 import dataclasses
@@ -15,10 +15,10 @@ import numpy as np
 import scipy
 import torch
 
-from benchmarks import data, generate, train, twin
+from benchmarks import data, events, generate, train, twin
 from benchmarks.timing import Row
 
-NAMES = ("data", "train", "generate", "twin")
+NAMES = ("data", "train", "generate", "twin", "events")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -48,6 +48,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         "train": lambda: train.rows(options.small),
         "generate": lambda: generate.rows(options.small, options.samples, options.folder),
         "twin": lambda: twin.rows(options.small, options.folder),
+        "events": lambda: events.rows(options.small, options.folder),
     }
     for name in NAMES:
         if not options.names or name in options.names:
