@@ -513,7 +513,8 @@ def test_guided_estimates_of_a_half_space(method, probability, generator):
     assert found.interval[0] - 0.01 < own < found.interval[1] + 0.01
     assert found.standard_error < 0.02
     assert found.trustworthy
-    assert found.evaluations == found.products == 128 * (4096 + 2 * 256)  # pilot and check
+    extra = 256 if method == "importance" else 2 * 256  # the pilot; results diffused again
+    assert found.evaluations == found.products == 128 * (4096 + extra)
 
 
 @pytest.mark.parametrize(("rule", "order", "last"), [("ddpm", 1, 0.2), ("multistep", 2, 0.002)])
