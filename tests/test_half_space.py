@@ -61,6 +61,6 @@ def test_the_tool_measures_anew():
     assert found["repetitions"] == 20
     assert found["covered"] >= 0.75  # of 20: less has probability 0.0003 at 95 %
     assert abs(found["ratio"] - 1) < 4 * found["ratio_error"]
-    once = accuracy("two sides", samples=256, steps=8)
+    once = accuracy("two sides", samples=512, steps=32)
     assert once["exact"] == pytest.approx(math.log(2 * scipy.stats.norm.sf(3)), abs=1e-9)
-    assert once["log_probability"] == pytest.approx(once["of_the_sampler"], abs=1.0)
+    assert once["log_probability"] == pytest.approx(once["of_the_sampler"], abs=0.6)

@@ -47,7 +47,7 @@ def conditional_score(
 def euler_maruyama(
     network: nn.Module,
     constraint: Callable[[Tensor], Tensor],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     steps: int,
     ratios: tuple[float, float],
     generator: torch.Generator,

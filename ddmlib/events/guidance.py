@@ -35,6 +35,8 @@ from ddmlib.denoisers import Denoiser
 from ddmlib.events.constraints import SMALLEST, Constraint, Equality, Event
 
 FLOOR = 1e-6
+# added to P(E | x_t): what moment matching takes for impossible is only most unlikely
+LEAST = 1e-10
 HALVINGS = 40  # at most, of a step along which C saturates or jumps
 
 
@@ -62,6 +64,9 @@ class Calibration:
         log(sigma/alpha), ascending; in between the corrections are interpolated.
     intercept, slope, scale, extra : Tensor of shape (parts, levels)
         For each part of the event.
+    least : float
+        What twisted paths add to P(E | x_t), so that none is dropped that moment matching takes for
+        impossible by mistake.
     """
 
     log_ratios: Tensor
@@ -69,6 +74,7 @@ class Calibration:
     slope: Tensor
     scale: Tensor
     extra: Tensor
+    least: float = LEAST
 
     def at(self, part: int, ratio: Tensor) -> tuple[Tensor, ...]:
         """Return (intercept, slope, scale, extra) of a part at sigma/alpha, of its shape."""
@@ -179,6 +185,11 @@ class EventGuidance(Denoiser):
         if not create:
             return Conditioned(x_0.detach(), guided.detach(), log_mass.detach())
         return Conditioned(x_0, guided, log_mass)
+
+    @property
+    def least(self) -> float:
+        """What twisted paths add to P(E | x_t)."""
+        return LEAST if self.calibration is None else self.calibration.least
 
     def moments(
         self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor

@@ -84,7 +84,7 @@ def overlooked(
     found = []
     for level, log_mean in zip(levels(guidance, grid, x_0)[:-1], done.log_means, strict=True):
         x_t = diffuse(x_0, *level, noise.normal_like(x_0, generator))
-        log_h = log_twist(guidance.condition(x_t, *level))
+        log_h = log_twist(guidance.condition(x_t, *level), guidance.least)
         share = (log_h < log_mean + math.log(FAINT)).double().mean()
         found.append((float(share), float(level[1] / level[0])))
     return max(found)
