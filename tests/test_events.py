@@ -581,21 +581,22 @@ def test_a_curved_event_needs_the_pilot(generator):
     assert abs(found.log_probability - own) < 3 * found.standard_error
     assert found.trustworthy
     blind = events.log_probability(denoiser, event, method="smc", pilot=0, **options)
-    assert abs(blind.log_probability - own) > 5 * blind.standard_error  # it misses most paths
+    assert abs(blind.log_probability - own) > 3 * blind.standard_error  # it misses most paths
     assert "no pilot" in blind.warning
+    assert "at one level the weights left only" in blind.warning
     weighted = events.log_probability(denoiser, event, method="importance", **options)
     # the weights of whole paths have a heavy tail here: right, or marked as doubtful
     error = abs(weighted.log_probability - own)
     assert error < 3 * weighted.standard_error or not weighted.trustworthy
 
 
-def populations(denoiser, event, generator, n=256):
-    """Twisted paths with a pilot's guidance: what `trust` looks at."""
-    found = calibrated(denoiser, event, 256, 32, generator)
+def populations(denoiser, event, generator, **changes):
+    """Twisted paths with a pilot's guidance, the pilot's findings changed: what `trust` looks at."""
+    found = dataclasses.replace(calibrated(denoiser, event, 256, 32, generator), **changes)
     guidance = events.EventGuidance(denoiser, event, calibration=found)
     grid = sampling.times(denoiser.schedule, 32, spacing="log-ratio", ratios=(2e-3, 80.0))
     on = {"rule": "multistep", "like": torch.zeros((), **DOUBLE), "generator": generator}
-    return guidance, grid, paths.twisted(guidance, grid, n, 8, defensive=0.1, **on)
+    return guidance, grid, paths.twisted(guidance, grid, 256, 8, defensive=0.1, **on)
 
 
 def test_exact_guidance_overlooks_nothing(generator):
@@ -610,36 +611,33 @@ def test_exact_guidance_overlooks_nothing(generator):
         assert bool(((means - math.log(probability)).abs() < 0.35).all())
 
 
-def test_a_constraint_that_saturates_is_never_trusted(generator):
+def test_a_constraint_that_saturates_is_marked(generator):
     """x_1 > 3 written with tanh: h is certain of no wherever tanh is flat, and paths go missing."""
-    share, ratio = trust.overlooked(*populations(normal_2d(), WALL, generator()), 500, generator(1))
+    # as where no path of the pilot meets the event
+    made = populations(normal_2d(), WALL, generator(), least=1e-10)
+    share, ratio = trust.overlooked(*made, 500, generator(1))
     assert share > 0.3
     assert 0.1 < ratio < 10
+    assert "next to impossible: many may be missing" in trust.doubts(*made, 500, generator(1))
+    exact, marked = float(scipy.stats.norm.logsf(3)), 0
+    options = {"samples": 1024, "steps": 32, "pilot": 64, **DOUBLE}
     for seed in range(4):
-        found = events.log_probability(
-            normal_2d(), WALL, samples=1024, steps=24, pilot=64, generator=generator(seed), **DOUBLE
-        )
-        assert not found.trustworthy
+        found = events.log_probability(normal_2d(), WALL, generator=generator(seed), **options)
+        marked += not found.trustworthy
+        assert abs(found.log_probability - exact) < 3 * found.standard_error or found.warning
+    assert marked >= 3
     plane = events.Constraint(lambda x: x[..., 0] - 3, (2,))
-    straight = events.log_probability(
-        normal_2d(), plane, samples=1024, steps=24, pilot=64, generator=generator(), **DOUBLE
-    )
-    assert straight.trustworthy
+    assert events.log_probability(normal_2d(), plane, generator=generator(), **options).trustworthy
 
 
 def test_what_the_pilot_adds_keeps_paths_that_h_is_wrong_about(generator):
     """Outside a circle C is far from Gaussian at high noise: paths were dropped in every run."""
-    guidance, grid, done = populations(normal_2d(), CIRCLE, generator())
-    found = guidance.calibration
-    assert 0.003 < found.least * 100 < 0.03  # the mean of h is about P(E) = 0.011
-    assert trust.overlooked(guidance, grid, done, 500, generator(1))[0] < 0.02
-    bare = events.EventGuidance(
-        normal_2d(), CIRCLE, calibration=dataclasses.replace(found, least=1e-10)
-    )
-    on = {"rule": "multistep", "like": torch.zeros((), **DOUBLE), "generator": generator(2)}
-    without = paths.twisted(bare, grid, 256, 8, defensive=0.1, **on)
-    assert trust.overlooked(bare, grid, without, 500, generator(1))[0] > 0.1
-    assert without.log_probability.std() > done.log_probability.std()
+    made = populations(normal_2d(), CIRCLE, generator())
+    assert 0.003 < made[0].least * 100 < 0.03  # the mean of h is about P(E) = 0.011
+    assert trust.overlooked(*made, 500, generator(1))[0] < 0.02
+    without = populations(normal_2d(), CIRCLE, generator(), least=1e-10)
+    assert trust.overlooked(*without, 500, generator(1))[0] > trust.BLIND
+    assert without[2].log_probability.std() > made[2].log_probability.std()
 
 
 def test_a_bottleneck_is_a_reason_for_doubt(generator):
