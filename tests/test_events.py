@@ -591,7 +591,7 @@ def test_a_curved_event_needs_the_pilot(generator):
 
 
 def populations(denoiser, event, generator, **changes):
-    """Twisted paths with a pilot's guidance, the pilot's findings changed: what `trust` looks at."""
+    """Twisted paths with a pilot's guidance, its findings changed: what `trust` looks at."""
     found = dataclasses.replace(calibrated(denoiser, event, 256, 32, generator), **changes)
     guidance = events.EventGuidance(denoiser, event, calibration=found)
     grid = sampling.times(denoiser.schedule, 32, spacing="log-ratio", ratios=(2e-3, 80.0))
