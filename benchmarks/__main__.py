@@ -15,10 +15,10 @@ import numpy as np
 import scipy
 import torch
 
-from benchmarks import assimilate, data, generate, train, twin
+from benchmarks import assimilate, data, events, generate, train, twin
 from benchmarks.timing import Row
 
-NAMES = ("data", "train", "generate", "twin", "assimilate")
+NAMES = ("data", "train", "generate", "twin", "assimilate", "events")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -49,6 +49,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         "generate": lambda: generate.rows(options.small, options.samples, options.folder),
         "twin": lambda: twin.rows(options.small, options.folder),
         "assimilate": lambda: assimilate.rows(options.small, options.folder),
+        "events": lambda: events.rows(options.small, options.folder),
     }
     for name in NAMES:
         if not options.names or name in options.names:

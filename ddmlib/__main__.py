@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     """Carry out parsed options."""
     if options.command == "list":
         for name in pretrained.names():
-            print(f"{name:32} {pretrained.RECIPES[name].description}")
+            print(f"{name:32} {recipes.RECIPES[name].description}")
     elif options.command == "train":
 
         def report(p: pretrained.training.Progress) -> None:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
             if options.write:
                 details["metrics"]["small"] = pretrained.measure(
                     options.name,
-                    pretrained.RECIPES[options.name].small,
+                    recipes.RECIPES[options.name].small,
                     device=options.device,
                     folder=options.folder,
                     brief=True,

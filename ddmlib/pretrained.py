@@ -1,8 +1,8 @@
 """Shipped weights: load them, re-train them, measure them.
 
 Weights lie in ``ddmlib/weights/NAME.safetensors``, each beside a card ``NAME.json`` that says how
-they were made and how good they are.  `recipes` and `trajectory_recipes` hold the settings;
-``python -m ddmlib`` is the command line.
+they were made and how good they are.  `recipes` holds the settings; ``python -m ddmlib`` is the
+command line.
 """
 
 import json
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddmlib import checks, datasets, networks, recipes, schedules, training, trajectory_recipes
+from ddmlib import checks, datasets, networks, recipes, schedules, training
 from ddmlib.denoisers import NetworkDenoiser
-from ddmlib.recipes import Recipe
+from ddmlib.recipes import RECIPES, Recipe
 
-RECIPES: dict[str, Recipe] = recipes.RECIPES | trajectory_recipes.RECIPES
 WEIGHTS = Path(str(resources.files("ddmlib") / "weights"))
 
 

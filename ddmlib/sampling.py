@@ -274,17 +274,17 @@ def resample(
     spacing: str = "time",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Diffuse states to pseudo-time ``t`` and denoise them again: an ensemble near each state.
+    """Diffuse samples to pseudo-time ``t`` and denoise them again: an ensemble near each of them.
 
     Parameters
     ----------
     denoiser : Denoiser
-    z : Tensor of shape (*batch, d)
-        States in standardised units.
+    z : Tensor of shape (*batch, d), or (*batch, length, d) for a denoiser of trajectories
+        States or trajectories in standardised units.
     t : float
         Pseudo-time in (0, 1]; its sigma/alpha sets the spread.
     members : int
-        Samples for each state.
+        Samples for each state or trajectory.
     steps : int
         Steps of the reverse process from ``t`` to 0.
     method, eta, spacing
@@ -294,15 +294,23 @@ def resample(
 
     Returns
     -------
-    Tensor of shape (*batch, members, d)
+    Tensor of shape (*batch, members, d), or (*batch, members, length, d)
+
+    Raises
+    ------
+    ValueError
+        If z is not finite or holds no sample of the denoiser, or a number is out of range.
     """
     checks.last_axis("z", checks.finite("z", z), len(denoiser.standardizer.mean))
+    axis = z.ndim - denoiser.event  # of the members
+    if axis < 0:
+        raise ValueError(f"z must hold trajectories (*batch, length, d), got {tuple(z.shape)}")
     checks.count("members", members)
     if not 0 < t <= 1:
         raise ValueError(f"t must lie in (0, 1], got {t}")
     grid = times(denoiser.schedule, steps, spacing=spacing, start=t)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
-    x = z[..., None, :].expand(*z.shape[:-1], members, z.shape[-1])
+    x = z.unsqueeze(axis).expand(*z.shape[:axis], members, *z.shape[axis:])
     x = alpha * x + sigma * noise.normal(
         x.shape, generator=generator, device=z.device, dtype=z.dtype
     )

@@ -1,16 +1,18 @@
 """Events: constraints, guidance and probabilities, against exact answers on the Gaussian."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
 import pytest
 import scipy.stats
 import torch
+from half_space import conditional, guided_quantiles, sampler_law
 
 from ddmlib import events, networks, sampling, schedules
 from ddmlib.datasets import Standardizer
 from ddmlib.denoisers import Denoiser, GaussianDenoiser, NetworkDenoiser
-from ddmlib.events import estimates, paths, pilot
+from ddmlib.events import estimates, paths, pilot, trust
 from ddmlib.events.constraints import mills
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
@@ -55,30 +57,6 @@ def normal_1d():
 
 def beyond(b):
     return events.Constraint(lambda x: x[..., 0] - b, (1,))
-
-
-def sampler_law(denoiser, steps, rule="multistep"):
-    """Mean and covariance of what a stochastic sampler makes of a Gaussian, exactly.
-
-    Every step is affine in the state and in the estimate of the step before: (x, x̂ before).
-    """
-    d = len(denoiser.standardizer.mean)
-    grid = sampling.times(denoiser.schedule, steps, spacing="log-ratio", ratios=(2e-3, 80.0))
-    pairs = paths.levels(denoiser, grid, torch.zeros((), **DOUBLE))
-    basis = torch.cat((torch.zeros(1, 2 * d, **DOUBLE), torch.eye(2 * d, **DOUBLE)))
-    x, then = basis[:, :d], basis[:, d:]
-    mean, covariance = torch.zeros(2 * d, **DOUBLE), torch.zeros(2 * d, 2 * d, **DOUBLE)
-    covariance[:d, :d] = float(torch.hypot(*pairs[0])) ** 2 * torch.eye(d, **DOUBLE)
-    before = None
-    for t, s in pairwise(pairs):
-        x_0 = denoiser.denoise(x, *t)
-        out, std = paths.kernel(x, x_0, t, s, before, rule)
-        out, before = torch.cat((out, x_0), 1), (then, t)
-        matrix = (out[1:] - out[0]).mT
-        mean = out[0] + matrix @ mean
-        covariance = matrix @ covariance @ matrix.mT
-        covariance[:d, :d] += float(std) ** 2 * torch.eye(d, **DOUBLE)
-    return mean[:d], covariance[:d, :d]
 
 
 def own_log_probability(denoiser, direction, b, steps, rule="multistep"):
@@ -305,22 +283,63 @@ def test_trajectories_are_guided_as_flat_states_are(generator):
         expected = on_flat(x_t.flatten(-2), t).reshape(4, 3, 2)
         torch.testing.assert_close(on_path(x_t, t), expected)
     assert on_path(x_t[0], 0.3).shape == (3, 2)
+    # Langevin steps too are as long as the whole trajectory says
+    options = {"steps": 3, "corrections": 1, **DOUBLE}
+    on_path, on_flat = (
+        sampling.sample(guided, shape, generator=generator(1), **options)
+        for guided, shape in ((on_path, (4, 3, 2)), (on_flat, (4, 6)))
+    )
+    torch.testing.assert_close(on_path.flatten(-2), on_flat)
 
 
 @pytest.mark.parametrize("probability", [0.1, 1e-4])
 def test_guided_samples_have_the_conditional_mean_and_variance(probability):
-    z = scipy.stats.norm.isf(probability)
-    guided = events.EventGuidance(normal_1d(), beyond(z))
-    # from a ratio of 1000: at 80 the law of x_t given a rare event is not yet that of pure noise
-    grid = sampling.times(guided.schedule, 128, spacing="log-ratio", ratios=(2e-3, 1000.0))
-    # quantiles instead of draws: the flow carries them to quantiles, so nothing is random
-    levels = torch.arange(4096, **DOUBLE).add(0.5) / 4096
-    start = torch.special.ndtri(levels)[:, None]
-    x = sampling.reverse(guided, start, grid, method="heun", clean=True)
-    slope = scipy.stats.norm.pdf(z) / probability
-    assert float(x.mean()) == pytest.approx(slope, rel=0.02)
-    assert float(x.var()) == pytest.approx(1 + z * slope - slope**2, rel=0.02)
-    assert float((x > z).double().mean()) > 0.98
+    found = conditional(probability)
+    assert found["mean"] == pytest.approx(found["mean_exact"], rel=0.02)
+    assert found["variance"] == pytest.approx(found["variance_exact"], rel=0.02)
+    assert found["inside"] > 0.98
+
+
+def normal_2d():
+    return GaussianDenoiser(torch.zeros(2, **DOUBLE), torch.eye(2, **DOUBLE))
+
+
+CIRCLE = events.Constraint(lambda x: x.square().sum(-1) - 9.0, (2,))
+WALL = events.Constraint(lambda x: torch.tanh(2 * (x[..., 0] - 3)), (2,))
+LEVEL = tuple(v.reshape(1) for v in schedules.Cosine()(torch.tensor(0.4, **DOUBLE)))
+
+
+def test_steps_reach_the_event_and_no_further_where_the_slope_is_next_to_nothing():
+    """Tangents of |x|² at its centre, and of tanh where it is flat, reach zero far away."""
+    x_t = torch.tensor([[1e-3, 0.0], [0.05, 0.0], [0.0, -0.5]], **DOUBLE)
+    found = events.EventGuidance(normal_2d(), CIRCLE).condition(x_t, *LEVEL)
+    torch.testing.assert_close(
+        found.guided.norm(dim=1), torch.full((3,), 3.0, **DOUBLE), atol=0.1, rtol=0
+    )
+    torch.testing.assert_close(  # in the direction that they had
+        torch.nn.functional.normalize(found.guided), torch.nn.functional.normalize(x_t)
+    )
+    found = events.EventGuidance(normal_2d(), WALL).condition(x_t, *LEVEL)
+    assert bool(((found.guided[:, 0] > 1) & (found.guided[:, 0] < 4)).all())
+    on_circle = events.Equality(lambda x: x.square().sum(-1), 9.0, (2,))
+    found = events.EventGuidance(normal_2d(), on_circle).condition(x_t, *LEVEL)
+    torch.testing.assert_close(
+        found.guided.norm(dim=1), torch.full((3,), 3.0, **DOUBLE), atol=0.1, rtol=0
+    )
+
+
+def test_calibrated_guidance_does_not_run_away(generator):
+    """The pilot's variance is zero at the last levels, which made steps of 1e12 there."""
+    found = calibrated(normal_2d(), CIRCLE, 1024, 48, generator(1))
+    assert float(found.scale[0, 0]) == float(found.extra[0, 0]) == 0
+    guided = events.EventGuidance(normal_2d(), CIRCLE, calibration=found)
+    z = sampling.sample(
+        guided, (8000, 2), steps=48, method="multistep", eta=1.0, generator=generator(2), **DOUBLE
+    )
+    square = z.square().sum(1)  # in the event it exceeds 9 by an exponential number of mean 2
+    assert float((square > 9).double().mean()) > 0.98
+    assert float(square.max()) < 60
+    assert float(square.median()) == pytest.approx(9 + 2 * math.log(2), abs=0.4)
 
 
 # --- estimates -----------------------------------------------------------------------------------
@@ -366,6 +385,28 @@ def test_doubtful_error_bars_are_marked():
     assert "only 7 effective" in estimates.from_values("smc", even, 7.0, 1, 1).warning
     one = torch.zeros(100).index_fill(0, torch.tensor([5]), 1.0) + 1e-5
     assert "one value makes up" in estimates.from_values("importance", one, 400.0, 1, 1).warning
+
+
+def test_intervals_of_populations_that_scatter_by_factors(generator):
+    """Eight log-normal values of mean 1: Student's interval of their mean covers too seldom."""
+    for sigma, least in ((0.05, 0.93), (1.0, 0.92)):
+        logs = sigma * torch.randn(1000, 8, generator=generator(), **DOUBLE) - sigma**2 / 2
+        found = [estimates.from_populations("smc", row, 400.0, 1, 1) for row in logs]
+        covered = sum(e.interval[0] < 0 < e.interval[1] for e in found) / 1000
+        assert least < covered < 0.98, sigma
+        assert all(e.interval[0] <= e.log_probability <= e.interval[1] for e in found)
+    student = [estimates.from_values("smc", row.exp(), 400.0, 1, 1) for row in logs]
+    assert sum(e.interval[0] < 0 < e.interval[1] for e in student) / 1000 < 0.9
+
+
+def test_populations_that_did_not_arrive_are_counted():
+    logs = torch.tensor([-3.0, -3.1, -math.inf, -2.9], **DOUBLE)
+    found = estimates.from_populations("smc", logs, 400.0, 1, 1)
+    assert found.log_probability == pytest.approx(float(logs.exp().mean().log()))
+    assert "1 of 4 populations did not reach the event" in found.warning
+    none = estimates.from_populations("smc", torch.full((4,), -math.inf), 0.0, 1, 1)
+    assert none.log_probability == -math.inf
+    assert "says nothing" in none.warning
 
 
 def test_the_tail_index_is_that_of_the_law(generator):
@@ -473,7 +514,8 @@ def test_guided_estimates_of_a_half_space(method, probability, generator):
     assert found.interval[0] - 0.01 < own < found.interval[1] + 0.01
     assert found.standard_error < 0.02
     assert found.trustworthy
-    assert found.evaluations == found.products == 128 * (4096 + 256)
+    extra = 256 if method == "importance" else 2 * 256  # the pilot; results diffused again
+    assert found.evaluations == found.products == 128 * (4096 + extra)
 
 
 @pytest.mark.parametrize(("rule", "order", "last"), [("ddpm", 1, 0.2), ("multistep", 2, 0.002)])
@@ -539,12 +581,94 @@ def test_a_curved_event_needs_the_pilot(generator):
     assert abs(found.log_probability - own) < 3 * found.standard_error
     assert found.trustworthy
     blind = events.log_probability(denoiser, event, method="smc", pilot=0, **options)
-    assert abs(blind.log_probability - own) > 5 * blind.standard_error  # it misses most paths
+    assert abs(blind.log_probability - own) > 3 * blind.standard_error  # it misses most paths
     assert "no pilot" in blind.warning
+    assert "at one level the weights left only" in blind.warning
     weighted = events.log_probability(denoiser, event, method="importance", **options)
     # the weights of whole paths have a heavy tail here: right, or marked as doubtful
     error = abs(weighted.log_probability - own)
     assert error < 3 * weighted.standard_error or not weighted.trustworthy
+
+
+def populations(denoiser, event, generator, **changes):
+    """Twisted paths with a pilot's guidance, its findings changed: what `trust` looks at."""
+    found = dataclasses.replace(calibrated(denoiser, event, 256, 32, generator), **changes)
+    guidance = events.EventGuidance(denoiser, event, calibration=found)
+    grid = sampling.times(denoiser.schedule, 32, spacing="log-ratio", ratios=(2e-3, 80.0))
+    on = {"rule": "multistep", "like": torch.zeros((), **DOUBLE), "generator": generator}
+    return guidance, grid, paths.twisted(guidance, grid, 256, 8, defensive=0.1, **on)
+
+
+def test_exact_guidance_overlooks_nothing(generator):
+    for probability in (0.1, 1e-4):
+        event, _ = half_space(probability)
+        made = populations(gaussian(), event, generator())
+        share, _ = trust.overlooked(*made, 2000, generator(1))
+        # a thousandth, and what lies on the border within the noise of the last level
+        assert share <= 0.01
+        assert trust.doubts(*made, 500, generator(1)) == ""
+        means = made[2].log_means  # E[h_t] is P(E) at every level
+        assert bool(((means - math.log(probability)).abs() < 0.35).all())
+
+
+def test_a_constraint_that_saturates_is_marked(generator):
+    """x_1 > 3 written with tanh: h is certain of no wherever tanh is flat, and paths go missing."""
+    # as where no path of the pilot meets the event
+    made = populations(normal_2d(), WALL, generator(), least=1e-10)
+    share, ratio = trust.overlooked(*made, 500, generator(1))
+    assert share > 0.3
+    assert 0.1 < ratio < 10
+    assert "next to impossible: many may be missing" in trust.doubts(*made, 500, generator(1))
+    exact, marked = float(scipy.stats.norm.logsf(3)), 0
+    options = {"samples": 1024, "steps": 32, "pilot": 64, **DOUBLE}
+    for seed in range(4):
+        found = events.log_probability(normal_2d(), WALL, generator=generator(seed), **options)
+        marked += not found.trustworthy
+        assert abs(found.log_probability - exact) < 3 * found.standard_error or found.warning
+    assert marked >= 3
+    plane = events.Constraint(lambda x: x[..., 0] - 3, (2,))
+    assert events.log_probability(normal_2d(), plane, generator=generator(), **options).trustworthy
+
+
+def test_what_the_pilot_adds_keeps_paths_that_h_is_wrong_about(generator):
+    """Outside a circle C is far from Gaussian at high noise: paths were dropped in every run."""
+    made = populations(normal_2d(), CIRCLE, generator())
+    assert 0.003 < made[0].least * 100 < 0.03  # the mean of h is about P(E) = 0.011
+    assert trust.overlooked(*made, 500, generator(1))[0] < 0.02
+    without = populations(normal_2d(), CIRCLE, generator(), least=1e-10)
+    assert trust.overlooked(*without, 500, generator(1))[0] > trust.BLIND
+    assert without[2].log_probability.std() > made[2].log_probability.std()
+
+
+def test_a_bottleneck_is_a_reason_for_doubt(generator):
+    guidance, grid, done = populations(normal_2d(), CIRCLE, generator())
+    narrow = done._replace(fewest=torch.full((8,), 3.0))
+    assert "left only 24 effective paths" in trust.doubts(guidance, grid, narrow, 0, generator())
+    wide = done._replace(fewest=torch.full((8,), 30.0))
+    assert trust.doubts(guidance, grid, wide, 0, generator()) == ""
+
+
+def test_correlated_parts_bias_guidance_but_not_the_estimate(generator):
+    """Of 1 < x < 2 the margins are opposite; guidance takes them to be independent."""
+    event = beyond(1.0) & events.Constraint(lambda x: 2 - x[..., 0], (1,))
+    exact = math.log(scipy.stats.norm.cdf(2) - scipy.stats.norm.cdf(1))
+    guided = events.EventGuidance(normal_1d(), event)
+    at_noise = guided.condition(
+        torch.zeros(1, 1, **DOUBLE), *guided.levels(torch.zeros(1, 1, **DOUBLE), 1.0)
+    )
+    product = math.log(scipy.stats.norm.sf(1) * scipy.stats.norm.cdf(2))
+    assert float(at_noise.log_mass) == pytest.approx(product, abs=1e-3)
+    assert product > exact + 0.1
+    found = events.log_probability(
+        normal_1d(), event, samples=4096, steps=128, generator=generator(), **DOUBLE
+    )
+    assert abs(found.log_probability - exact) < 3 * found.standard_error + 0.005
+    assert found.standard_error < 0.05
+    assert found.trustworthy
+    x = guided_quantiles(event)
+    law = scipy.stats.truncnorm(1, 2)
+    assert float(x.mean()) == pytest.approx(law.mean(), rel=0.02)
+    assert float(x.var()) == pytest.approx(law.var(), rel=0.2)
 
 
 def test_the_likelihood_ratio_is_exact_for_exact_guidance(generator):

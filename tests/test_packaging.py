@@ -31,7 +31,6 @@ LEVELS = [
     {"smc", "likelihoods", "surrogates"},
     {"events"},
     {"recipes"},
-    {"trajectory_recipes"},
     {"pretrained"},
     {"__main__"},
 ]
@@ -53,6 +52,7 @@ EVENTS = [
     "guidance",
     "paths",
     "pilot",
+    "trust",
     "subset",
     "probability",
     "published",

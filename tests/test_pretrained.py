@@ -20,7 +20,6 @@ from ddmlib import (
     recipes,
     schedules,
     training,
-    trajectory_recipes,
 )
 
 MAIN, FEATURES = "lorenz63-states", "lorenz63-features"
@@ -66,7 +65,7 @@ def test_every_shipped_card_belongs_to_a_recipe_and_to_weights():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_card_says_how_the_weights_were_made(name):
-    card, recipe = pretrained.card(name), pretrained.RECIPES[name]
+    card, recipe = pretrained.card(name), recipes.RECIPES[name]
     assert card["name"] == name
     assert card["command"].startswith(f"python -m ddmlib train {name}")
     assert card["model"] == json.loads(json.dumps(recipe.model))
@@ -121,7 +120,7 @@ def test_train_writes_weights_that_load_gives_back(smoke, device):
     assert not any(p.requires_grad for p in denoiser.parameters())
     assert next(denoiser.parameters()).device.type == device.type
     assert card == pretrained.card(MAIN, smoke)
-    assert card["training"]["steps"] == pretrained.RECIPES[MAIN].budgets["smoke"]["steps"]
+    assert card["training"]["steps"] == recipes.RECIPES[MAIN].budgets["smoke"]["steps"]
     stored, note = training.load_tensors(smoke / f"{MAIN}.safetensors")
     assert note["name"] == MAIN
     for key, value in denoiser.state_dict().items():
@@ -174,7 +173,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke,
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_every_recipe_builds_a_denoiser_or_network(name):
-    recipe = pretrained.RECIPES[name]
+    recipe = recipes.RECIPES[name]
     assert set(recipe.budgets) == set(recipes.BUDGETS)
     model = json.loads(json.dumps(recipe.model))  # as a card stores it
     module = pretrained.build(model)
@@ -236,13 +235,13 @@ def test_observations_of_the_training_with_levels():
     assert {1, 2, 4, 8, 16} <= set(gaps)
 
 
-@pytest.mark.parametrize("name", trajectory_recipes.RECIPES)
+@pytest.mark.parametrize("name", recipes.trajectories.RECIPES)
 def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch):
     quick = {"lorenz63": {"burn_in": 0.1}, "fitzhugh-nagumo": {"burn_in": 6.0}}
     for system, settings in quick.items():  # far from stationary, but seconds instead of minutes
-        make = functools.partial(trajectory_recipes.ENSEMBLES[system], **settings)
-        monkeypatch.setitem(trajectory_recipes.ENSEMBLES, system, make)
-    trajectory_recipes.reference.cache_clear()
+        make = functools.partial(recipes.trajectories.ENSEMBLES[system], **settings)
+        monkeypatch.setitem(recipes.trajectories.ENSEMBLES, system, make)
+    recipes.trajectories.reference.cache_clear()
     card = pretrained.train(name, budget="smoke", device="cpu", folder=tmp_path)
     assert math.isfinite(card["training"]["final_loss"])
     denoiser, _ = pretrained.load(name, "cpu", tmp_path)
@@ -253,7 +252,7 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     assert 0 <= found["probability"] <= 1
     brief = pretrained.measure(name, 16, device="cpu", folder=tmp_path, brief=True)
     assert brief.items() < found.items()
-    trajectory_recipes.reference.cache_clear()
+    recipes.trajectories.reference.cache_clear()
 
 
 # --- bad files -----------------------------------------------------------------------------------

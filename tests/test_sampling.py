@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from ddmlib import datasets, denoisers, sampling, schedules
-from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser
+from ddmlib.denoisers import Denoiser, EmpiricalDenoiser, GaussianDenoiser
 from ddmlib.steps import langevin_step
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
@@ -377,6 +377,35 @@ def test_resample_goes_from_the_state_itself_to_free_samples(device, generator):
     assert torch.cov(free.mT).flatten().tolist() == pytest.approx(
         COVARIANCE.flatten().tolist(), abs=0.08
     )
+
+
+class Paths(Denoiser):
+    """A Gaussian over trajectories of three states, from one over six numbers."""
+
+    event = 2
+
+    def __init__(self, flat):
+        self.flat, self.schedule = flat, flat.schedule
+        self.standardizer = datasets.Standardizer.identity(2)
+
+    def denoise(self, x_t, alpha_t, sigma_t):
+        return self.flat.denoise(x_t.flatten(-2), alpha_t, sigma_t).reshape(x_t.shape)
+
+
+def test_resample_takes_trajectories(generator):
+    """One noise level for a whole trajectory, members before its axes: as for flat vectors."""
+    factor = torch.randn(6, 6, generator=generator(5), dtype=torch.float64) / 2
+    flat = GaussianDenoiser(torch.zeros(6, dtype=torch.float64), factor @ factor.mT)
+    z = torch.randn(4, 3, 2, generator=generator(6), dtype=torch.float64)
+    options = {"t": 0.4, "members": 5, "steps": 4}
+    found = sampling.resample(Paths(flat), z, generator=generator(1), **options)
+    expected = sampling.resample(flat, z.flatten(-2), generator=generator(1), **options)
+    assert found.shape == (4, 5, 3, 2)
+    torch.testing.assert_close(found.flatten(-2), expected)
+    alone = sampling.resample(Paths(flat), z[0], generator=generator(1), **options)
+    assert alone.shape == (5, 3, 2)
+    with pytest.raises(ValueError, match=r"z must hold trajectories .* got \(2,\)"):
+        sampling.resample(Paths(flat), z[0, 0], **options)
 
 
 def test_samples_of_the_empirical_denoiser_are_its_data(device, generator):

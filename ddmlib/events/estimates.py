@@ -1,7 +1,7 @@
 """What an estimate of an event's probability consists of, and when its error bar can be trusted."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import scipy.stats
 import torch
@@ -119,6 +119,48 @@ def from_values(
         products,
         "; ".join(filter(None, (warning, doubts(error, effective_samples, values)))),
     )
+
+
+def from_populations(
+    method: str,
+    logs: Tensor,
+    effective_samples: float,
+    evaluations: int,
+    products: int,
+    warning: str = "",
+) -> Estimate:
+    """Return the estimate from independent populations, log of an unbiased value of P(E) each.
+
+    Such values are nearly log-normal (Bérard et al. 2014), and where they scatter by a factor, a
+    few of them mostly lie below their mean.  So the interval is that of the mean of a log-normal
+    law, Cox's with Student's quantile; for a small scatter it is Student's.  Populations of value
+    zero have no logarithm: with some of these it is Student's, and marked.
+
+    Parameters
+    ----------
+    logs : Tensor of shape (populations,)
+
+    References
+    ----------
+    Bérard, Del Moral & Doucet (2014), A lognormal central limit theorem for particle approximations
+    of normalizing constants, Electron. J. Probab. 19, no. 94.
+    Olsson (2005), Confidence intervals for the mean of a log-normal distribution, J. Stat. Educ.
+    13(1).
+    """
+    logs = logs.double()
+    n, zero = len(logs), int((logs == -torch.inf).sum())
+    if zero and zero < n:
+        some = f"{zero} of {n} populations did not reach the event"
+        warning = "; ".join(filter(None, (warning, some)))
+    plain = from_values(method, logs.exp(), effective_samples, evaluations, products, warning)
+    if zero:
+        return plain
+    variance = float(logs.var())
+    centre = float(logs.mean()) + variance / 2
+    reach = float(scipy.stats.t.ppf(0.975, n - 1))
+    reach *= math.sqrt(variance / n + variance**2 / (2 * (n - 1)))
+    log = plain.log_probability
+    return replace(plain, interval=(min(centre - reach, log), max(centre + reach, log)))
 
 
 def from_logarithms(

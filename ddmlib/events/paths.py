@@ -13,9 +13,11 @@ adds no noise and is never guided.
 q̄ = (1 - β) q + β p no weight p/q̄ exceeds 1/β (Owen & Zhou 2000, "defensive mixture").
 
 *Twisted sequential Monte Carlo* (Wu et al. 2023, arXiv 2306.17775) resamples on the way.  With
-h_t(x_t) the guidance's own P(E | x_t) + 1e-10, the weight of a step is (p/q) h_s(x_s)/h_t(x_t), the
-first is h_K(x_K), and the last 1_E(x_0)/h_1(x_1): the product of the mean weights is unbiased.
-Several independent populations give its error.
+h_t(x_t) the guidance's own P(E | x_t) + ``guidance.least``, the weight of a step is
+(p/q) h_s(x_s)/h_t(x_t), the first is h_K(x_K), and the last 1_E(x_0)/h_1(x_1): the product of the
+mean weights is unbiased.  Several independent populations give its error, unless h is wrong in the
+same way in all of them: paths that h takes for impossible are dropped, and do not show in the
+scatter of the others.  `trust` looks for them from the other end.
 """
 
 import math
@@ -32,7 +34,6 @@ from ddmlib.events.guidance import Conditioned, EventGuidance
 from ddmlib.sampling import Level, ancestral_step, extrapolate
 
 RULES = ("multistep", "ddpm")
-LEAST = 1e-10  # added to h: what moment matching takes for impossible is only most unlikely
 
 
 Before = tuple[Conditioned, Level] | None
@@ -42,12 +43,16 @@ class Paths(NamedTuple):
     """Ends of weighted paths.
 
     ``x_0`` (runs, n, *shape) in standardised units, ``log_weights`` (runs, n), and the logarithm
-    of their means, ``log_probability`` (runs,), one estimate of log P(E) a run.
+    of their means, ``log_probability`` (runs,), one estimate of log P(E) a run.  Of the twisted
+    method also log E[h_t(x_t)] at each level, ``log_means`` (levels,), and the fewest effective
+    paths that each run had on its way, ``fewest`` (runs,).
     """
 
     x_0: Tensor
     log_weights: Tensor
     log_probability: Tensor
+    log_means: Tensor
+    fewest: Tensor
 
 
 def levels(denoiser: Denoiser, grid: Tensor, like: Tensor) -> list[Level]:
@@ -81,7 +86,13 @@ def kernel(
 
 
 def kernels(
-    x_t: Tensor, known: Conditioned, level_t: Level, level_s: Level, before: Before, rule: str
+    x_t: Tensor,
+    known: Conditioned,
+    level_t: Level,
+    level_s: Level,
+    before: Before,
+    rule: str,
+    least: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean of p(x_s | x_t), the shift of the mean by guidance, and the std."""
     free = guided = None
@@ -89,8 +100,8 @@ def kernels(
         free, guided = (before[0].x_0, before[1]), (before[0].guided, before[1])
     mean, std = kernel(x_t, known.x_0, level_t, level_s, free, rule)
     other, _ = kernel(x_t, known.guided, level_t, level_s, guided, rule)
-    # the gradient of log(h + LEAST) instead of log h: no pull where h says next to nothing
-    weight = torch.sigmoid(known.log_mass - math.log(LEAST))
+    # the gradient of log(P + least) instead of log P: no pull where P says next to nothing
+    weight = torch.sigmoid(known.log_mass - math.log(least))
     weight = weight.reshape(weight.shape + (1,) * (x_t.ndim - weight.ndim))
     return mean, weight * (other - mean), std
 
@@ -129,7 +140,7 @@ def importance(
     before: Before = None
     for level_t, level_s in pairwise(steps[:-1]):
         known = guidance.condition(x, *level_t)
-        mean, shift, std = kernels(x, known, level_t, level_s, before, rule)
+        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance.least)
         before = known, level_t
         z = noise.normal_like(x, generator)
         used = torch.where(free, 0.0, shift)
@@ -138,7 +149,8 @@ def importance(
     x = guidance.denoiser.denoise(x, *steps[-2])
     inside = guidance.constraint.holds(guidance.standardizer.inverse(x))
     log_weights = torch.where(inside, log_p_over_mixture(log_q_p, share), -torch.inf)
-    return Paths(x[None], log_weights[None], mean_exp(log_weights)[None])
+    none = log_weights.new_empty(0)
+    return Paths(x[None], log_weights[None], mean_exp(log_weights)[None], none, none)
 
 
 @torch.no_grad()
@@ -168,15 +180,15 @@ def twisted(
     def know(x: Tensor, level: Level) -> tuple[Conditioned, Tensor]:
         parts = [guidance.condition(part, *level) for part in x.split(chunk or len(x))]
         known = Conditioned(*(torch.cat(field) for field in zip(*parts, strict=True)))
-        log_mass = known.log_mass.double()
-        log_h = torch.logaddexp(log_mass, torch.full_like(log_mass, math.log(LEAST)))
-        return known, log_h.reshape(runs, n)
+        return known, log_twist(known, guidance.least).reshape(runs, n)
 
     known, log_h = know(x, steps[0])
     before: Before = None
     log_w, log_z = log_h.clone(), torch.zeros(runs, dtype=torch.float64, device=x.device)
+    log_means, fewest = [mean_exp(log_w.flatten())], torch.full_like(log_z, float(n))
     for level_t, level_s in pairwise(steps[:-1]):
-        poor = effective_size(log_w) < threshold * n
+        size = effective_size(log_w)
+        poor, fewest = size < threshold * n, torch.minimum(fewest, size)
         if bool(poor.any()):
             index = systematic(log_w, generator)
             index = torch.where(poor[:, None], index, torch.arange(n, device=x.device))
@@ -187,7 +199,7 @@ def twisted(
             x, known = x[flat], Conditioned(*(v[flat] for v in known))
             if before is not None:
                 before = Conditioned(*(v[flat] for v in before[0])), before[1]
-        mean, shift, std = kernels(x, known, level_t, level_s, before, rule)
+        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance.least)
         before = known, level_t
         z = noise.normal_like(x, generator)
         free = _uniform(runs * n, generator, x) < defensive
@@ -197,11 +209,18 @@ def twisted(
         known, following = know(x, level_s)
         log_w = log_w + log_p_over_mixture(log_q_p, defensive) + following - log_h
         log_h = following
+        log_means.append(mean_exp(log_z + mean_exp(log_w)))
     x = known.x_0
     inside = guidance.constraint.holds(guidance.standardizer.inverse(x)).reshape(runs, n)
     log_w = torch.where(inside, log_w - log_h, -torch.inf)
     log_w = log_w + log_z[:, None]
-    return Paths(x.reshape(runs, n, *shape), log_w, mean_exp(log_w))
+    return Paths(x.reshape(runs, n, *shape), log_w, mean_exp(log_w), torch.stack(log_means), fewest)
+
+
+def log_twist(known: Conditioned, least: float) -> Tensor:
+    """Return log h, h being the guidance's P(E | x_t) + least, (*batch,)."""
+    log_mass = known.log_mass.double()
+    return torch.logaddexp(log_mass, torch.full_like(log_mass, math.log(least)))
 
 
 def systematic(

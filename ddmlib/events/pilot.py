@@ -7,6 +7,10 @@ show what C(x_0) became after each (x_t, C(x̂), s²), and a regression at each 
 `Calibration`.  Corrections that the pilot cannot tell from none are left out, so where moment
 matching is exact it stays so.
 
+The pilot also says how large P(E | x_t) is on average.  A hundredth of that is added to it by
+twisted paths: where C(x_0) is no Gaussian number, moment matching takes much of the event for
+impossible, and paths that lead there would be dropped.
+
 Estimates of probabilities stay unbiased whatever the corrections are, because they are fixed before
 the weighted paths are drawn.
 """
@@ -18,12 +22,13 @@ import torch
 from torch import Tensor
 
 from ddmlib import checks, noise
-from ddmlib.events.constraints import Equality
-from ddmlib.events.guidance import Calibration, EventGuidance
+from ddmlib.events.constraints import Constraint, Equality
+from ddmlib.events.guidance import LEAST, Calibration, EventGuidance
 from ddmlib.events.paths import kernel, levels, start
 from ddmlib.sampling import Level
 
 DOUBT = 3.0  # standard errors of a correction that are taken off it
+SHARE = 0.01  # of the mean of P(E | x_t), added to it
 VAGUEST = 0.25  # standard error of a slope above which it is left at 1
 
 
@@ -72,8 +77,27 @@ def calibrate(
     ends = torch.stack([part.value(physical) for part in guidance.constraint.parts]).double()
     # ascending levels; (4, parts, levels)
     rows = torch.stack([corrections(ends, *pair) for pair in reversed(seen)], -1)
+    masses = [mean_mass(guidance, *pair, rows[..., k]) for k, pair in enumerate(reversed(seen))]
     ratios = torch.stack([(sigma / alpha).double()[0] for alpha, sigma in reversed(steps[:-1])])
-    return Calibration(ratios.log(), *rows)
+    intercept, slope, scale, extra = rows
+    # with the true P(E | x_t) all levels would have the same mean; one that is too low misses E
+    least = max(LEAST, SHARE * max(masses))
+    return Calibration(ratios.log(), intercept, slope, scale, extra, least)
+
+
+def mean_mass(
+    guidance: EventGuidance, values: Tensor, variances: Tensor, corrected: Tensor
+) -> float:
+    """Return the mean over paths of P(E | x_t) at one level, corrections (4, parts) applied."""
+    log_mass = torch.zeros_like(values[0], dtype=torch.float64)
+    for part, c, variance, row in zip(
+        guidance.constraint.parts, values.double(), variances.double(), corrected.mT, strict=True
+    ):
+        assert isinstance(part, Constraint)
+        intercept, slope, scale, extra = row
+        c, variance = intercept + slope * c, scale * slope**2 * variance + extra
+        log_mass = log_mass + part.log_mass(c, variance)
+    return float(log_mass.exp().mean())
 
 
 def corrections(ends: Tensor, values: Tensor, variances: Tensor) -> Tensor:
@@ -94,7 +118,7 @@ def corrections(ends: Tensor, values: Tensor, variances: Tensor) -> Tensor:
     slope = (centred * rest).sum(-1) / square
     scatter = (rest - slope[:, None] * centred).square().mean(-1)
     error = (scatter / square).sqrt()
-    slope = torch.where(error < VAGUEST, 1 + beyond_doubt(slope - 1, error), 1.0)
+    slope = torch.where(error < VAGUEST, 1 + beyond_doubt(slope - 1, error), 1.0).clamp(min=0)
     residual = ends - mean - slope[:, None] * centred
     variance = residual.var(-1)
     offset = beyond_doubt(residual.mean(-1), (variance / n).sqrt())

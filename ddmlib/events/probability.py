@@ -21,7 +21,7 @@ import torch
 
 from ddmlib import checks, likelihoods, sampling
 from ddmlib.denoisers import Denoiser
-from ddmlib.events import estimates, paths, subset
+from ddmlib.events import estimates, paths, subset, trust
 from ddmlib.events.constraints import Equality, Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
@@ -77,7 +77,8 @@ def log_probability(
         Share of unguided paths ("importance") or steps ("smc"), in [0, 1).
     pilot : int
         Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
-        samples (see `pilot`); 0 for none.
+        samples (see `pilot`); 0 for none.  "smc" then looks for paths that it overlooked with as
+        many of its results (see `trust`).
     keep, moves : float, int
         Of "subset": the share above each threshold, and Metropolis moves at each.
     probes : int, optional
@@ -141,9 +142,9 @@ def log_probability(
             subset.subset_simulation(denoiser, constraint, grid, samples // runs, **settings)
             for _ in range(runs)
         ]
-        values = torch.tensor([log_p for log_p, _, _ in found], dtype=torch.float64).exp()
+        logs = torch.tensor([log_p for log_p, _, _ in found], dtype=torch.float64)
         inside, cost = sum(hits for _, hits, _ in found), sum(cost for _, _, cost in found)
-        return estimates.from_values(method, values, inside, cost, 0)
+        return estimates.from_populations(method, logs, inside, cost, 0)
 
     first = 0
     if guidance is None:
@@ -164,8 +165,15 @@ def log_probability(
         n = samples // runs
         done = paths.twisted(guidance, grid, n, runs, defensive=defensive, chunk=chunk, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
-        values = done.log_probability.exp()
-        return estimates.from_values(method, values, size, evaluations, products, unchecked)
+        arrived = bool(torch.isfinite(done.log_probability).any())
+        again = pilot if arrived else 0  # of the results, diffused again
+        evaluations += again * steps
+        products += again * steps * len(constraint.parts)
+        reasons = unchecked, trust.doubts(guidance, grid, done, again, generator)
+        warning = "; ".join(filter(None, reasons))
+        return estimates.from_populations(
+            method, done.log_probability, size, evaluations, products, warning
+        )
 
     z = sampling.sample(guidance, (samples, *constraint.shape), **sampler)
     density: dict[str, Any] = {"axes": len(constraint.shape), "steps": steps, "ratios": ratios}

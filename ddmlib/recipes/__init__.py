@@ -1,10 +1,11 @@
 """Recipes of the shipped weights: data, network, training settings, and what is measured.
 
-`RECIPES` holds all of them by name: those of Lorenz 63 after F24 (Finn et al. 2024), and those of
-trajectories of the noisy chain after R23 (Rozet & Louppe 2023).
+`RECIPES` holds all of them by name: those of Lorenz 63 after F24 (Finn et al. 2024), those of
+trajectories of the noisy chain after R23 (Rozet & Louppe 2023), and those of the trajectories of
+three systems, on which events are defined, after Z23 (Finzi et al. 2023).
 """
 
-from . import lorenz63, noisy_lorenz63
+from . import lorenz63, noisy_lorenz63, trajectories
 from .common import BUDGETS, CHUNK, Recipe
 from .lorenz63 import (
     measure_increments,
@@ -15,7 +16,7 @@ from .lorenz63 import (
 )
 from .noisy_lorenz63 import measure_trajectories
 
-RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES
+RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES | trajectories.RECIPES
 
 __all__ = [
     "BUDGETS",

@@ -1,0 +1,221 @@
+"""Events: simulated trajectories a second, and evaluations for trajectories given an event."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.baselines import events as z23
+from benchmarks.baselines import lorenz63 as plain
+from benchmarks.timing import Row, alternate, compare, seconds
+from ddmlib import dynamics, ensembles, events, metrics, pretrained, sampling, schedules
+from ddmlib.denoisers import NetworkDenoiser
+
+NAME = "lorenz63-trajectories"
+STEPS = 1000  # Z23's
+BUDGETS = (10, 15, 20, 25, 30, 40, 50, 70, 100, 140, 200)
+BINS = 16  # of the histogram of C: few, as trajectories are
+CHUNK = 64
+PILOT = 256
+EVENT = events.one_lobe()
+
+
+def throughput(small: bool) -> Row:
+    """Time the ensemble that brute force counts in, burn-in included, against solve_ivp."""
+    trajectories, few, burn_in, repeats = (64, 1, 1.0, 1) if small else (4096, 3, 100.0, 3)
+    x0 = ensembles.lorenz63(few, 1, burn_in=10.0, seed=3)[:, 0].double()
+    mine = dynamics.integrate(dynamics.Lorenz63(), x0, dt=0.01, steps=50, every=10)
+    for start, path in zip(x0.numpy(), mine, strict=True):
+        solved = torch.from_numpy(plain.solved(start, 0.0, 6, dt=0.1))
+        torch.testing.assert_close(solved, path, rtol=0, atol=1e-2)
+    times = alternate(
+        lambda: seconds(lambda: ensembles.lorenz63(trajectories, burn_in=burn_in, seed=1)),
+        lambda: seconds(
+            lambda: [plain.solved(y, burn_in, ensembles.LENGTH, dt=0.1) for y in x0.numpy()]
+        ),
+        repeats=repeats,
+    )
+    return compare(
+        "simulated Lorenz-63 trajectories of 60 states: solve_ivp",
+        times,
+        scale=trajectories / few,
+        work=trajectories,
+        unit="trajectories/s",
+        aim=200,
+        note=f"burn-in {burn_in:g} time units on both sides; DOP853, tolerance 1e-6, per "
+        f"trajectory; {few} timed, scaled",
+        settings={"trajectories": trajectories, "burn_in": burn_in},
+    )
+
+
+def simulated(number: int, small: bool) -> Tensor:
+    """Return C of that many simulated trajectories in the event, windows of long ones."""
+    found: list[Tensor] = []
+    settings: dict[str, Any] = {"burn_in": 3.0} if small else {}
+    n, windows = (512, 1) if small else (1024, 100)
+    while sum(len(c) for c in found) < number:
+        x = ensembles.lorenz63(n, 60 * windows, seed=20_000 + len(found), **settings)
+        c = EVENT.margin(x.unflatten(1, (windows, 60))).flatten()
+        found.append(c[c > 0])
+    return torch.cat(found)[:number]
+
+
+class Judge:
+    """Scores C of generated trajectories by the share inside, and the distance of those inside."""
+
+    def __init__(self, number: int, small: bool) -> None:
+        c = simulated(4 * number, small)
+        self.reference = c[: 3 * number]
+        self.limits = 0.0, float(c.quantile(0.99))
+        self.floor = self.distance(c[3 * number :])
+        generator = torch.Generator().manual_seed(0)
+        others = [c[torch.randperm(len(c), generator=generator)[:number]] for _ in range(32)]
+        self.noise = float(torch.tensor([self.distance(other) for other in others]).std())
+
+    def distance(self, c: Tensor) -> float:
+        return metrics.total_variation(c, self.reference, bins=BINS, limits=self.limits)
+
+    def score(self, c: Tensor) -> dict[str, float]:
+        inside = float((c > 0).double().mean())
+        return {"inside": inside, "total_variation": self.distance(c) if inside else 1.0}
+
+
+def physical(denoiser: NetworkDenoiser) -> Callable[[Tensor], Tensor]:
+    """Return C of standardised trajectories."""
+    return lambda z: EVENT.value(denoiser.standardizer.inverse(z))
+
+
+def theirs(denoiser: NetworkDenoiser, number: int, steps: int, seed: int = 0) -> Tensor:
+    """Return C of trajectories by Z23's recipe with the same network."""
+    found, generator = [], torch.Generator().manual_seed(seed)
+    for n in [CHUNK] * (number // CHUNK) + [number % CHUNK] * (number % CHUNK > 0):
+        z = z23.euler_maruyama(
+            denoiser.network, physical(denoiser), (n, *EVENT.shape), steps, denoiser.ratios,
+            generator,
+        )  # fmt: skip
+        found.append(physical(denoiser)(z))
+    return torch.cat(found)
+
+
+def ours(guided: events.EventGuidance, number: int, steps: int, seed: int) -> Tensor:
+    """Return C of trajectories by the stochastic multistep rule."""
+    z = sampling.sample(
+        guided,
+        (number, *EVENT.shape),
+        steps=steps,
+        method="multistep",
+        eta=1.0,
+        generator=torch.Generator().manual_seed(seed),
+        ratios=guided.ratios,
+        chunk=CHUNK,
+    )
+    return EVENT.margin(guided.standardizer.inverse(z))
+
+
+def guidances(denoiser: NetworkDenoiser, steps: int) -> Iterator[tuple[str, events.EventGuidance]]:
+    """Yield moment matching as it is, and corrected by a pilot."""
+    guidance = events.EventGuidance(denoiser, EVENT)
+    yield "no pilot", guidance
+    grid = sampling.times_for(denoiser, steps, ratios=denoiser.ratios)
+    calibration = events.calibrate(
+        guidance,
+        grid,
+        PILOT,
+        rule="multistep",
+        like=torch.zeros(()),
+        generator=torch.Generator().manual_seed(7),
+    )
+    yield "pilot", events.EventGuidance(denoiser, EVENT, calibration=calibration)
+
+
+def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
+    """Find the fewest evaluations that are as often inside, and as near to simulation, as Z23's."""
+    steps, judge = (20 if small else STEPS), Judge(number, small)
+    base = judge.score(theirs(denoiser, number, steps))
+    share = base["inside"] * (1 - base["inside"])
+    least = base["inside"] - (share / number) ** 0.5
+    most = base["total_variation"] + judge.noise
+    settings: dict[str, Any] = {"number": number, "bins": BINS, "baseline": base}
+    settings |= {"floor": judge.floor, "noise": judge.noise, "tried": []}
+
+    def good(found: dict[str, float]) -> bool:
+        return found["inside"] >= least and found["total_variation"] <= most
+
+    best: dict[str, Any] | None = None
+    for evaluations in BUDGETS:
+        for name, guided in guidances(denoiser, evaluations):
+            found = judge.score(ours(guided, number, evaluations, 1))
+            tried = {"evaluations": evaluations, "guidance": name, **found}
+            settings["tried"].append(tried)
+            # a second, independent set must agree: many are tried, one may be lucky
+            if good(found) and good(judge.score(ours(guided, number, evaluations, 2))):
+                best = tried
+                break
+        if best or small:
+            break
+    settings["found"] = best
+    quantity = "trajectories given an event, evaluations: Z23's Euler-Maruyama"
+    note = (
+        f"{number} trajectories: baseline {base['inside']:.3f} inside, TV "
+        f"{base['total_variation']:.3f}; floor {judge.floor:.3f} ± {judge.noise:.3f}"
+    )
+    if best is None:
+        return Row(
+            quantity, None, steps, "evaluations", 10, note="none; " + note, settings=settings
+        )
+    used = best["evaluations"]
+    note += f"; ours {best['inside']:.3f} inside, TV {best['total_variation']:.3f}, multistep, "
+    note += f"{best['guidance']}; one product with the Jacobian an evaluation on both sides"
+    return Row(
+        quantity, used, steps, "evaluations", 10, ratio=steps / used, note=note, settings=settings
+    )
+
+
+def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
+    """Time guided steps, the same number on both sides, products with the Jacobian included."""
+    number, steps, repeats = (8, 3, 1) if small else (CHUNK, 10, 5)
+    exploding = denoiser.with_schedule(schedules.VarianceExploding())
+    x = 3 * torch.randn(number, *EVENT.shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.full((number, 1, 1), 2.0)
+    torch.testing.assert_close(
+        z23.denoised(denoiser.network, x, sigma, denoiser.ratios),
+        exploding.denoise(x, torch.ones_like(sigma), sigma),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    guided = events.EventGuidance(denoiser, EVENT)
+    grid = sampling.times_for(denoiser, STEPS, ratios=denoiser.ratios)[: steps + 1]
+
+    def mine() -> Tensor:
+        g = torch.Generator().manual_seed(1)
+        return sampling.reverse(guided, x, grid, method="multistep", eta=1.0, generator=g)
+
+    def other() -> Tensor:
+        g = torch.Generator().manual_seed(1)
+        return z23.euler_maruyama(
+            denoiser.network, physical(denoiser), (number, *EVENT.shape), STEPS, denoiser.ratios, g,
+            only=steps,
+        )  # fmt: skip
+
+    return compare(
+        "trajectories given an event, guided evaluations a second: Z23's",
+        alternate(lambda: seconds(mine), lambda: seconds(other), repeats=repeats),
+        work=number * steps,
+        unit="evaluations/s",
+        note="one product with the Jacobian each, on both sides",
+        settings={"number": number, "steps": steps},
+    )
+
+
+def rows(small: bool = False, folder: Path | None = None, number: int = 512) -> Iterator[Row]:
+    """Measure everything; ``small`` only tries the code."""
+    yield throughput(small)
+    try:
+        denoiser, _ = pretrained.load(NAME, "cpu", folder)
+    except RuntimeError as error:
+        yield Row("trajectories given an event: Z23's recipe", None, None, "", note=str(error))
+        return
+    yield evaluation_time(denoiser, small)
+    yield equal_quality(denoiser, 32 if small else number, small)
