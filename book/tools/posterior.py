@@ -13,6 +13,7 @@ import argparse
 import datetime
 import functools
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ddmlib import assimilation as da
 from ddmlib import datasets, dynamics, guidance, metrics, pretrained, sampling
-from ddmlib.denoisers import Denoiser
+from ddmlib.denoisers import ByLevel, Denoiser
 from ddmlib.networks import WindowMLP
 from ddmlib.recipes.common import TRAIN_SEED
 from ddmlib.trajectories import TrajectoryDenoiser
@@ -177,34 +178,89 @@ def network(name: str, weights: Path | None) -> Denoiser:
     return TrajectoryDenoiser(denoiser) if isinstance(denoiser.network, WindowMLP) else denoiser
 
 
+class Counted(Denoiser):
+    """A guided denoiser that counts what it costs: evaluations and products with the Jacobian."""
+
+    def __init__(self, denoiser: Denoiser, products: int) -> None:
+        self.denoiser, self.products, self.cost = denoiser, products, 0
+        self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer
+        self.event, self.ratios = denoiser.event, denoiser.ratios
+
+    def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return what the wrapped denoiser returns."""
+        self.cost += 1 + self.products
+        return self.denoiser.denoise(x_t, alpha_t, sigma_t)
+
+
 class Setting(NamedTuple):
-    """A network, a rule of guidance, and a sampler."""
+    """A network, rules of guidance with their products, by level, and stages of a sampler."""
 
     weights: str
-    rule: Callable[[Denoiser, da.Observation], Denoiser]
-    sampler: dict[str, Any]
-    products: int  # with the Jacobian, per evaluation
+    rules: list[tuple[float, Callable[[Denoiser, da.Observation], Denoiser], int]]
+    stages: list[dict[str, Any]]  # of `sampling.reverse`, and "steps" down to a ratio "low"
+    high: float = 60.0
+    spacing: str = "log-ratio"
 
-    def cost(self) -> int:
-        """Return evaluations and products with the Jacobian of one sample."""
-        options = self.sampler
-        count = sampling.evaluations(
-            options["method"], options["steps"], options.get("corrections", 0)
-        )
-        return count * (1 + self.products)
+    def run(
+        self, denoiser: Denoiser, observation: da.Observation, n: int, seed: int
+    ) -> tuple[Tensor, int]:
+        """Return n samples, standardised, and the cost of one."""
+        parts = [(low, Counted(rule(denoiser, observation), k)) for low, rule, k in self.rules]
+        guided, generator = ByLevel(parts), torch.Generator().manual_seed(seed)
+        grids = self.grids(denoiser)
+        samples = []
+        for first in range(0, n, 32):
+            shape = (min(32, n - first), LENGTH, 3)
+            alpha, sigma = (float(v) for v in denoiser.schedule(grids[0][0]))
+            x = math.hypot(alpha, sigma) * torch.randn(shape, generator=generator)
+            for part in parts:
+                part[1].cost = 0
+            for grid, stage in zip(grids, self.stages, strict=True):
+                options = {k: v for k, v in stage.items() if k not in ("steps", "low")}
+                last = grid is grids[-1]
+                x = sampling.reverse(guided, x, grid, clean=last, generator=generator, **options)
+            samples.append(x)
+        return torch.cat(samples), sum(part.cost for _, part in parts)
+
+    def grids(self, denoiser: Denoiser) -> list[Tensor]:
+        """Return the pseudo-times of each stage, the last of them down to 0."""
+        schedule, found, high = denoiser.schedule, [], self.high
+        if self.spacing == "time":
+            return [sampling.times(schedule, self.stages[0]["steps"])]
+        for stage in self.stages:
+            ratios = (stage["low"], high)
+            grid = sampling.times(schedule, stage["steps"] + 1, spacing="log-ratio", ratios=ratios)
+            found.append(grid if stage is self.stages[-1] else grid[:-1])
+            high = stage["low"]
+        return found
 
 
 def r23(weights: str, corrections: int) -> Setting:
     """Return R23's recipe: 256 even steps, each with Langevin corrections."""
-    options = {"steps": 256, "spacing": "time", "method": "ddim", "corrections": corrections}
-    options["tau"] = 0.5
-    return Setting(weights, functools.partial(guidance.GaussianLikelihood, gamma=3e-2), options, 1)
+    rule = functools.partial(guidance.GaussianLikelihood, gamma=3e-2)
+    stage = {"steps": 256, "method": "ddim", "corrections": corrections, "tau": 0.5}
+    return Setting(weights, [(0.0, rule, 1)], [stage], spacing="time")
 
 
-def fusion(steps: int) -> Setting:
-    """Return our setting: observations as noise levels, stochastic multistep steps."""
-    options = {"steps": steps, "method": "multistep", "eta": 1.0}
-    return Setting("noisy-lorenz63-levels", guidance.Fusion, options, 0)
+def mmps(products: int) -> Callable[[Denoiser, da.Observation], Denoiser]:
+    """Return MMPS with that many products."""
+    return functools.partial(guidance.MMPS, products=products)
+
+
+def ours(factor: float = 1.0, corrections: int = 2) -> Setting:
+    """Return our setting.
+
+    At high noise fusion, which cannot leave the attractor; where a trajectory is decided MMPS, with
+    ancestral steps and corrections; at low noise, where the conditional law is nearly Gaussian, one
+    product and second-order steps are enough.  ``factor`` multiplies the numbers of steps.
+    """
+    rules = [(1.0, guidance.Fusion, 0), (0.1, mmps(3), 3), (0.0, mmps(1), 1)]
+    middle = {"corrections": corrections, "tau": 0.5, "corrected": (0.1, 1.0)}
+    stages = [
+        {"low": 0.1, "steps": round(46 * factor), "method": "ddpm", **middle},
+        {"low": 3e-3, "steps": round(25 * factor), "method": "multistep", "eta": 1.0},
+    ]
+    return Setting("noisy-lorenz63-levels", rules, stages)
 
 
 def scored(
@@ -215,17 +271,11 @@ def scored(
     if path.exists():
         return json.loads(path.read_text())
     problem, ref = case(process, index), reference(process, index, options.folder)
-    denoiser = setting.rule(network(setting.weights, options.weights), problem.observation)
+    denoiser = network(setting.weights, options.weights)
     started = time.monotonic()
-    z = sampling.sample(
-        denoiser,
-        (options.samples, LENGTH, 3),
-        generator=torch.Generator().manual_seed(index),
-        chunk=32,
-        **setting.sampler,
-    )
+    z, cost = setting.run(denoiser, problem.observation, options.samples, index)
     seconds = time.monotonic() - started
-    found = score(problem, SCALE.inverse(z), ref) | {"seconds": seconds}
+    found = score(problem, SCALE.inverse(z), ref) | {"cost": cost, "seconds": seconds}
     path.write_text(json.dumps(found))
     print(name, process, index, {k: round(v, 3) for k, v in found.items()}, flush=True)
     return found
@@ -245,12 +295,12 @@ def summary(
     result = {
         key: round(float(value.median() if key in median else value.mean()), 4)
         for key, value in table.items()
-        if key != "seconds"
+        if key not in ("seconds", "cost")
     }
     return result | {
         "observations": len(rows),
         "samples": options.samples,
-        "evaluations": setting.cost(),
+        "evaluations": rows[0]["cost"],
         "w1_each": [round(v, 3) for v in table["w1"].tolist()],
         "spread_each": [round(v, 3) for v in table["spread"].tolist()],
     }
@@ -271,8 +321,8 @@ def reproduced(options: argparse.Namespace) -> dict[str, Any]:
 def past(options: argparse.Namespace) -> dict[str, Any]:
     """Our setting, at several numbers of evaluations."""
     return {
-        f"fusion {steps} {process}": summary(f"fusion-{steps}", fusion(steps), process, options)
-        for steps in options.steps
+        f"ours x{factor:g} {process}": summary(f"ours-{factor:g}", ours(factor), process, options)
+        for factor in options.factors
         for process in PROCESSES
     }
 
@@ -287,7 +337,7 @@ def main() -> None:
     parser.add_argument("--observations", type=int, default=16)
     parser.add_argument("--samples", type=int, default=PATHS)
     parser.add_argument("--networks", nargs="+", default=["noisy-lorenz63-window-k2"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[32, 64, 128])
+    parser.add_argument("--factors", nargs="+", type=float, default=[1.0], help="of our steps")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of references and scores")
     parser.add_argument("--weights", type=Path, help="folder of the weights (default: package)")
     parser.add_argument("--out", type=Path, default=OUT)
