@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,17 @@ from ddmlib import datasets, dynamics, guidance, networks, pretrained, sampling
 from ddmlib.trajectories import TrajectoryDenoiser
 
 WINDOWS, CONVOLUTION = "noisy-lorenz63-window-k2", "noisy-lorenz63-conv"
+LEVELS = "noisy-lorenz63-levels"
 LENGTH, CHUNK = 65, 16  # states of a trajectory; trajectories at a time
 LEVEL = 0.5  # pseudo-time of single evaluations, whose cost is the same at all
 LO, HI = {"every": 8, "std": 0.05}, {"every": 1, "std": 0.25}  # R23's, of standardised states
 PARTICLES = 2**14
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A guidance rule and a sampler."""
-
-    rule: type[guidance.Guided]
-    sampler: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the network for one trajectory; a Jacobian product counts as one."""
-        s = self.sampler
-        runs = sampling.evaluations(s["method"], s["steps"], s.get("corrections", 0))
-        return runs * (1 + self.options.get("products", 1))
-
-
-# Of equal quality with the network CONVOLUTION, for both observation processes.
-R23 = Setting(
-    guidance.GaussianLikelihood,
-    {"steps": 256, "spacing": "time", "method": "ddim", "corrections": 4, "tau": 0.25},
-    {"gamma": 3e-2},
-)
-OURS = Setting(
-    guidance.MMPS,
-    {"steps": 64, "spacing": "log-ratio", "method": "multistep", "eta": 1.0},
-    {"products": 2},
-)
+# Of equal quality with the network LEVELS for both processes: results/posterior.json, chapter 08.
+R23: dict[str, Any] = {"steps": 256, "corrections": 4, "tau": 0.5, "gamma": 3e-2}
+OURS: dict[str, Any] = {"steps": 72, "products": (3, 1), "corrections": 2}
+R23_COST = 2 * sampling.evaluations("ddim", R23["steps"], R23["corrections"])
 
 
 def denoiser_of(name: str) -> Any:
@@ -206,7 +183,7 @@ def guided(small: bool) -> Iterator[Row]:
 def check(denoiser: Any) -> None:
     """Stop unless the plain guidance, sampler and forecast are ours."""
     x, observation = trajectories(2), observed(LO, 2)
-    rule = R23.rule(denoiser, observation, **R23.options)
+    rule = guidance.GaussianLikelihood(denoiser, observation, gamma=R23["gamma"])
     alpha, sigma = level_of(denoiser, 0.2)
     eps = plain_noise(denoiser, observation)(x, float(alpha), float(sigma))
     expected = rule.denoise(x, alpha, sigma)
@@ -227,7 +204,7 @@ def plain_noise(
     """Return R23's guided noise, written plainly, with the same network."""
     standardizer = datasets.NOISY_LORENZ63
     y = (observation.y - standardizer.mean[:1]) / standardizer.std[:1]
-    std, gamma = float(observation.std) / float(standardizer.std[0]), R23.options["gamma"]
+    std, gamma = float(observation.std) / float(standardizer.std[0]), R23["gamma"]
 
     def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
         return denoiser.denoise(x, torch.tensor([alpha]), torch.tensor([sigma]))
@@ -240,53 +217,56 @@ def plain_noise(
 
 def posterior(small: bool, folder: Path | None) -> Iterator[Row]:
     """Compare posterior samples of equal quality: how many evaluations, and what one takes."""
-    settings = {"ours": repr(OURS), "baseline": repr(R23)}
+    try:
+        denoiser: Any = pretrained.load(LEVELS, "cpu", folder)[0]
+    except RuntimeError:
+        denoiser = denoiser_of(LEVELS)  # as quick as the trained one
+    settings = {"ours": OURS, "baseline": R23}
+    cost = guidance.evaluations(denoiser, **OURS)
     yield Row(
         "posterior of noisy Lorenz 63, evaluations for equal quality: R23's recipe",
-        OURS.evaluations,
-        R23.evaluations,
+        cost,
+        R23_COST,
         "evaluations",
         8,
-        ratio=R23.evaluations / OURS.evaluations,
+        ratio=R23_COST / cost,
         note="the same network; a Jacobian product counts as one evaluation",
         settings=settings,
     )
-    try:
-        denoiser: Any = pretrained.load(CONVOLUTION, "cpu", folder)[0]
-    except RuntimeError:
-        denoiser = denoiser_of(CONVOLUTION)  # as quick as the trained one
     check(denoiser)
     n, steps, repeats = (2, 2, 1) if small else (4 * CHUNK, 8, 5)
-    mine, x = OURS.rule(denoiser, observed(LO, 1), **OURS.options), trajectories(n)
-    noise = plain_noise(denoiser, observed(LO, 1))
-    tried = OURS.sampler | ({"steps": 3} if small else {})
-    grid = sampling.times(denoiser.schedule, R23.sampler["steps"])[: steps + 1]
+    seen, x = observed(LO, 1), trajectories(n)
+    noise = plain_noise(denoiser, seen)
+    tried = OURS | ({"steps": 3} if small else {})
+    grid = sampling.times(denoiser.schedule, R23["steps"])[: steps + 1]
     alphas, sigmas = (v.tolist() for v in denoiser.schedule(grid))
-    corrections, tau = R23.sampler["corrections"], R23.sampler["tau"]
+    corrections, tau = R23["corrections"], R23["tau"]
 
     def ours() -> Tensor:
         g = torch.Generator().manual_seed(0)
-        return sampling.sample(mine, x.shape, **tried, generator=g, chunk=CHUNK)
+        parts = [part.shape for part in x.split(CHUNK)]
+        drawn = [guidance.posterior(denoiser, seen, s, **tried, generator=g) for s in parts]
+        return torch.cat(drawn)
 
     def theirs() -> Tensor:
         g = torch.Generator().manual_seed(0)
         return plain.sampler(noise, x, alphas, sigmas, corrections, tau, g)
 
     times = alternate(lambda: seconds(ours), lambda: seconds(theirs), repeats=repeats)
-    share = OURS.sampler["steps"] / tried["steps"]
+    share = cost / guidance.evaluations(denoiser, **tried)
     runs = steps * (1 + corrections)
-    yield from posterior_times([(share * a, b) for a, b in times], n, runs, settings)
+    yield from posterior_times([(share * a, b) for a, b in times], cost, n, runs, settings)
 
 
 def posterior_times(
-    times: list[tuple[float, float]], n: int, runs: int, settings: dict
+    times: list[tuple[float, float]], cost: int, n: int, runs: int, settings: dict
 ) -> Iterator[Row]:
     """Yield rows of the time of an evaluation and of a trajectory, with ``runs`` guided
     evaluations of R23's timed."""
-    scale = R23.evaluations / (2 * runs)
+    scale = R23_COST / (2 * runs)
     each: list[tuple[float, ...]] = []
     for mine, other in times:
-        each.append((1e6 * mine / OURS.evaluations / n, 1e6 * other / (2 * runs) / n))
+        each.append((1e6 * mine / cost / n, 1e6 * other / (2 * runs) / n))
     yield compare(
         "posterior, time of one evaluation: R23's recipe, plain",
         each,

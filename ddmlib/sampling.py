@@ -17,11 +17,20 @@ from tqdm import tqdm
 from ddmlib import checks, noise
 from ddmlib.denoisers import Denoiser
 from ddmlib.schedules import Schedule
-from ddmlib.steps import Level, ancestral_step, ddim_step, extrapolate, heun_step, langevin_step
+from ddmlib.steps import (
+    Level,
+    ancestral_step,
+    balanced_langevin_step,
+    ddim_step,
+    extrapolate,
+    heun_step,
+    langevin_step,
+)
 from ddmlib.steps import multistep_step as multistep_step  # one of this module's names too
 
 METHODS = ("ddim", "ddpm", "heun", "multistep")
 SPACINGS = ("time", "log-ratio", "karras")
+CORRECTORS = ("langevin", "balanced")
 
 
 def times(
@@ -84,6 +93,7 @@ def reverse(
     eta: float | None = None,
     corrections: int = 0,
     tau: float = 0.25,
+    corrector: str = "langevin",
     corrected: tuple[float, float] = (0.0, math.inf),
     clean: bool = False,
     generator: torch.Generator | None = None,
@@ -107,7 +117,10 @@ def reverse(
     corrections : int
         Langevin steps after each step, at its new level; none where that is free of noise.
     tau : float
-        Their length, see `steps.langevin_step`; R23's code has 0.25, its figures 0.5.
+        Their length; R23's code has 0.25, its figures 0.5.  Below 2 for "balanced".
+    corrector : str
+        "langevin": `steps.langevin_step`, as R23.  "balanced": `steps.balanced_langevin_step`,
+        which does not widen the law that it corrects.
     corrected : tuple of float
         Range of sigma/alpha in which they are taken; R23 takes them at all levels.
     clean : bool
@@ -125,6 +138,8 @@ def reverse(
     share = _share_of_noise(method, eta)
     checks.count("corrections", corrections, 0)
     checks.positive("tau", tau)
+    if checks.choice("corrector", corrector, CORRECTORS) == "balanced" and not tau < 2:
+        raise ValueError(f"tau must be below 2 for balanced corrections, got {tau}")
     if not 0 <= corrected[0] < corrected[1]:
         raise ValueError(f"corrected must satisfy 0 <= low < high, got {corrected}")
     # (1,) rather than (): a level then broadcasts like any other, with its last axis in place
@@ -133,9 +148,13 @@ def reverse(
     if clean:
         levels[-1] = (torch.ones_like(levels[-1][0]), torch.zeros_like(levels[-1][1]))
     before: tuple[Tensor, Level] | None = None
+    unmoved: Tensor | None = None  # x̂ before the corrections of the last level
     for level_t, level_s in tqdm(list(pairwise(levels)), disable=not progress):
         estimate = x_0 = denoiser.denoise(x, *level_t)
         if method == "multistep":
+            if before is not None and unmoved is not None:
+                # corrections leave the path: its slope is carried along, not their jump
+                before = before[0] + x_0 - unmoved, before[1]
             estimate, before = extrapolate(x_0, level_t, level_s, before), (x_0, level_t)
         if method == "heun":
             x = heun_step(x, x_0, level_t, level_s, denoiser)
@@ -145,9 +164,14 @@ def reverse(
             x, std = ancestral_step(x, estimate, level_t, level_s, share)
             if bool((std > 0).any()):
                 x = x + std * noise.normal_like(x, generator)
+        unmoved = None
         for _ in range(corrections if _within(level_s, corrected) else 0):
-            x_0 = denoiser.denoise(x, *level_s)
-            x = langevin_step(x, x_0, level_s, tau, event=denoiser.event, generator=generator)
+            if corrector == "balanced":
+                x, x_0 = balanced_langevin_step(x, level_s, tau, denoiser, generator=generator)
+            else:
+                x_0 = denoiser.denoise(x, *level_s)
+                x = langevin_step(x, x_0, level_s, tau, event=denoiser.event, generator=generator)
+            unmoved = x_0 if unmoved is None else unmoved
     return x
 
 
@@ -183,7 +207,8 @@ def _share_of_noise(method: str, eta: float | None) -> float:
 def evaluations(method: str, steps: int, corrections: int = 0) -> int:
     """Return the number of denoiser evaluations a sample of a run down to t = 0.
 
-    A guided denoiser costs products with its Jacobian besides; see `ddmlib.guidance`.
+    Corrections are counted at all levels: fewer are taken where `reverse` keeps them to a range.  A
+    guided denoiser costs products with its Jacobian besides; see `ddmlib.guidance`.
     """
     plain = 2 * steps - 1 if checks.choice("method", method, METHODS) == "heun" else steps
     return plain + corrections * (steps - 1)
@@ -200,6 +225,7 @@ def sample(
     ratios: tuple[float, float] | None = None,
     corrections: int = 0,
     tau: float = 0.25,
+    corrector: str = "langevin",
     corrected: tuple[float, float] = (0.0, math.inf),
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
@@ -224,8 +250,8 @@ def sample(
         "log-ratio", "karras" or "time"; see `times`.
     ratios : tuple of float, optional
         Lowest and highest sigma/alpha; default: what a network was trained on, else (0.002, 80).
-    corrections, tau, corrected
-        Langevin steps after each step, their length, and where they are taken, as in `reverse`.
+    corrections, tau, corrector, corrected
+        Langevin steps after each step, their length, kind, and levels, as in `reverse`.
     generator : torch.Generator, optional
         Source of randomness.
     device, dtype : optional
@@ -258,7 +284,7 @@ def sample(
     )
     parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
     run: Any = {"method": method, "eta": eta, "generator": generator, "progress": progress}
-    run |= {"corrections": corrections, "tau": tau, "corrected": corrected}
+    run |= {"corrections": corrections, "tau": tau, "corrector": corrector, "corrected": corrected}
     return torch.cat([reverse(denoiser, part, grid, clean=True, **run) for part in parts])
 
 

@@ -17,8 +17,10 @@ of this equation:
   al. 2020).
 
 `langevin_step` stays at its level: it corrects the law of x_s towards the one whose score the
-denoiser has (the corrector of Song et al. 2021).
+denoiser has (the corrector of Song et al. 2021); `balanced_langevin_step` does so without widening.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -126,3 +128,27 @@ def langevin_step(
     return x_s - level_s[1] * (
         delta * eps + torch.sqrt(2 * delta) * noise.normal_like(x_s, generator)
     )
+
+
+def balanced_langevin_step(
+    x_s: Tensor,
+    level_s: Level,
+    tau: float,
+    denoiser: Denoiser,
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return x_s after one Langevin step of length tau that keeps the law of its level, and the
+    estimate that the step was taken with.
+
+    A finite step widens: with a score at the noise variance s² it settles near the law of the level
+    s² (1 + tau/2 + O(tau²)).  So the score is taken at s² = (1 - tau/2) sigma_s².  For Gaussian
+    data the law of x_s is then kept to second order in tau; white noise, with which most directions
+    of a correlated trajectory are filled, is kept exactly for any tau below 2.
+    """
+    alpha, sigma = level_s
+    lower = alpha, sigma * math.sqrt(1 - tau / 2)
+    x_0 = denoiser.denoise(x_s, *lower)
+    eps = noise_from_state(x_0, x_s, *lower)
+    fresh = math.sqrt(2 * tau) * noise.normal_like(x_s, generator)
+    return x_s - lower[1] * (tau * eps + fresh), x_0

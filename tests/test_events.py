@@ -151,6 +151,16 @@ def test_constraints_that_guidance_cannot_follow_are_refused(function, words):
     assert isinstance(done, events.Estimate)  # counting needs no gradient
 
 
+def test_guidance_passes_on_what_samplers_ask_for(device):
+    net = NetworkDenoiser(
+        networks.ResidualMLP(2, width=8, blocks=1), schedules.Cosine(), Standardizer.identity(2)
+    )
+    net = net.to(device)
+    guided = events.EventGuidance(net, events.Constraint(lambda x: x[..., 0] - 1, (2,)))
+    assert (guided.event, guided.ratios) == (net.event, net.ratios)
+    assert guided.device == net.device == torch.empty(0, device=device).device
+
+
 def test_guidance_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"shape \(4, 3\).*2 components"):
         events.EventGuidance(gaussian(), events.Constraint(lambda x: x.sum((-2, -1)), (4, 3)))

@@ -8,7 +8,8 @@ from ddmlib import networks, sampling, schedules
 from ddmlib.datasets import Standardizer
 from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser, NetworkDenoiser
 from ddmlib.dynamics import LinearGaussian, simulate
-from ddmlib.guidance import MMPS, Fusion
+from ddmlib.guidance import MMPS, Fusion, evaluations, posterior
+from ddmlib.guidance.base import Linearised
 from ddmlib.trajectories import GaussianTrajectoryDenoiser
 
 DOUBLE = torch.float64
@@ -145,6 +146,57 @@ def test_fusion_asks_a_network_at_the_fused_levels(network, generator, device):
     by_hand = network.denoise(merged, torch.ones_like(noise), noise)
     ours = Fusion(network, observation).denoise(x, alpha, sigma)
     torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-9)
+
+
+def test_posterior_samples_have_the_law_of_the_smoother(prior, observe, generator, device):
+    observation = observe(da.component(0))
+    settings = {"products": (3, 3), "generator": generator(0), "dtype": DOUBLE}
+    z = posterior(prior, observation, (4000, LENGTH, 2), steps=100, corrections=1, **settings)
+    standardised = da.Observation((observation.y.cpu() - 1) / 2, da.component(0), 0.2, 4)
+    smoother = da.rts_smoother(CHAIN, standardised, LENGTH)
+    std = smoother.covariance.diagonal(dim1=1, dim2=2).sqrt().to(device)
+    error = (z.mean(0) - smoother.mean.to(device)) / std
+    assert float(error.abs().max()) < 0.08  # chance alone: 0.016 each
+    ratio = z.var(0) / std**2
+    assert 0.95 < float(ratio.mean()) < 1.05
+    assert float((ratio - 1).abs().max()) < 0.15
+
+
+@pytest.mark.parametrize("corrections", [0, 2])
+def test_posterior_costs_what_it_says(corrections, prior, observe, monkeypatch, device):
+    counts = {"evaluations": 0, "products": 0}
+    denoise, pull = type(prior).denoise, Linearised.pull
+
+    def counted(self, *given):
+        counts["evaluations"] += 1
+        return denoise(self, *given)
+
+    def counted_pull(self, weights):
+        counts["products"] += 1
+        return pull(self, weights)
+
+    monkeypatch.setattr(type(prior), "denoise", counted)
+    monkeypatch.setattr(Linearised, "pull", counted_pull)
+    settings = {"steps": 30, "products": (2, 1), "corrections": corrections}
+    posterior(prior, observe(da.component(0)), (2, LENGTH, 2), dtype=DOUBLE, **settings)
+    assert sum(counts.values()) == evaluations(prior, **settings)
+    assert counts["products"] > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "words"),
+    [
+        ((LENGTH, 2), {}, "length, 2"),
+        ((2, LENGTH, 3), {}, "length, 2"),
+        ((2, LENGTH + 4, 2), {}, "4, m"),
+        ((2, LENGTH, 2), {"steps": 0}, "steps"),
+        ((2, LENGTH, 2), {"products": (0, 1)}, "products"),
+        ((2, LENGTH, 2), {"tau": -1.0}, "tau"),
+    ],
+)
+def test_posterior_refuses(shape, settings, words, prior, observe):
+    with pytest.raises(ValueError, match=words):
+        posterior(prior, observe(da.component(0)), shape, dtype=DOUBLE, **settings)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from ddmlib import datasets, denoisers, sampling, schedules
 from ddmlib.denoisers import Denoiser, EmpiricalDenoiser, GaussianDenoiser
-from ddmlib.steps import langevin_step
+from ddmlib.steps import balanced_langevin_step, langevin_step
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
@@ -465,6 +465,58 @@ def test_short_corrections_lead_to_the_law_of_the_denoiser(device, generator):
     # inflated by about tau/2, and 500 samples of 200 components
     assert float((x.var(0) / exact).mean()) == pytest.approx(1.02, abs=0.02)
     assert float((x.var(0) / exact).std()) < 0.1
+
+
+def after_balanced_step(variance, tau, monkeypatch):
+    """Return the variance after one step from the exact law, relative to it."""
+    denoiser = GaussianDenoiser(torch.zeros(1).double(), torch.full((1, 1), variance).double())
+    level = tuple(v[None] for v in denoiser.schedule(torch.tensor(0.4).double()))
+    rows = []
+    for x, z in ((1.0, 0.0), (0.0, 1.0)):
+        monkeypatch.setattr("ddmlib.noise.normal_like", lambda x, generator=None, z=z: z + 0 * x)
+        rows.append(
+            float(balanced_langevin_step(torch.full((1,), x).double(), level, tau, denoiser)[0])
+        )
+    alpha, sigma = (float(v) for v in level)
+    exact = alpha**2 * variance + sigma**2
+    return (rows[0] ** 2 * exact + rows[1] ** 2) / exact
+
+
+@pytest.mark.parametrize("variance", [0.1, 1.0, 10.0])
+def test_balanced_langevin_steps_keep_the_law_to_second_order(variance, monkeypatch):
+    error = [abs(after_balanced_step(variance, tau, monkeypatch) - 1) for tau in (0.2, 0.1, 0.05)]
+    assert 0 < error[0] < 1e-3
+    for coarse, fine in pairwise(error):
+        assert 2.6 < math.log2(coarse / fine) < 3.4  # the error of one step is of third order
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.9])
+def test_balanced_langevin_steps_keep_white_noise_exactly(tau, monkeypatch):
+    assert after_balanced_step(1e-14, tau, monkeypatch) == pytest.approx(1, abs=1e-10)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "multistep"])
+def test_balanced_corrections_do_not_widen(method, device, generator):
+    """Components of all kinds of variance; R23's corrections leave a tenth too much of it."""
+    variances = torch.logspace(-3, 1, 200, dtype=torch.float64)
+    denoiser = GaussianDenoiser(torch.zeros_like(variances), variances.diag())
+    options = {"steps": 60, "method": method, "eta": 1.0, "corrections": 2, "tau": 0.5}
+    ratio = {}
+    for corrector in sampling.CORRECTORS:
+        x = sampling.sample(
+            denoiser, (400, 200), corrector=corrector, generator=generator(9), device=device,
+            dtype=torch.float64, ratios=(0.01, 80.0), **options,
+        )  # fmt: skip
+        ratio[corrector] = float((x.var(0) / variances.to(x)).mean())
+    assert ratio["balanced"] == pytest.approx(1, abs=0.05)
+    assert ratio["langevin"] > 1.1
+
+
+def test_correctors_are_named_and_bounded():
+    with pytest.raises(ValueError, match="corrector must be"):
+        sampling.sample(gaussian(), (3, 2), steps=4, corrections=1, corrector="best")
+    with pytest.raises(ValueError, match="tau must be below 2"):
+        sampling.sample(gaussian(), (3, 2), steps=4, corrections=1, corrector="balanced", tau=2.0)
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)

@@ -18,7 +18,7 @@ trajectories: `Denoiser.event` counts these axes.
 """
 
 from .exact import EmpiricalDenoiser, GaussianDenoiser
-from .network import HEADS, NetworkDenoiser, denoising_loss, normalise
+from .network import HEADS, NetworkDenoiser, denoising_loss, loss_at_levels, normalise
 from .parts import ByLevel
 from .protocol import (
     Denoiser,
@@ -40,6 +40,7 @@ __all__ = [
     "NetworkDenoiser",
     "denoising_loss",
     "diffuse",
+    "loss_at_levels",
     "noise_from_state",
     "normalise",
     "score_from_state",

@@ -124,8 +124,15 @@ def denoising_loss(
     -------
     Tensor of shape ()
     """
-    alpha, sigma = denoiser.levels(x_0, t)
-    f, u, c, s = denoiser.output(diffuse(x_0, alpha, sigma, noise), alpha, sigma)
+    return loss_at_levels(denoiser, x_0, *denoiser.levels(x_0, t), noise)
+
+
+def loss_at_levels(
+    denoiser: NetworkDenoiser, x_0: Tensor, alpha_t: Tensor, sigma_t: Tensor, noise: Tensor
+) -> Tensor:
+    """Return `denoising_loss` at given (alpha, sigma), which broadcast as in `Denoiser.denoise`."""
+    x_t = diffuse(x_0, alpha_t, sigma_t, noise)
+    f, u, c, s = denoiser.output(x_t, alpha_t, sigma_t)
     if denoiser.head == "velocity":
         target = velocity_from_state(x_0, u, c, s)
     else:

@@ -141,6 +141,11 @@ class EventGuidance(Denoiser):
         probe = noise.normal((8, *constraint.shape), generator=torch.Generator().manual_seed(0))
         constraint.check_gradient(self.standardizer.inverse(probe))
 
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the wrapped denoiser."""
+        return self.denoiser.device
+
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """Return x̂ given the event; shapes as in `Denoiser.denoise`."""
         return self.condition(x_t, alpha_t, sigma_t).guided

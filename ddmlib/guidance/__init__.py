@@ -18,6 +18,9 @@ differ in V:
 `Fusion` approximates nothing, where single components are observed and the denoiser takes a noise
 level for each component.
 
+`posterior` draws trajectories by a few of them, each where it serves best; `evaluations` says what
+that costs.
+
 All of them are denoisers of what they wrap, differentiable like it, so guidance may be nested.
 Observations are in physical units, states in standardised ones.  An evaluation costs one of the
 wrapped denoiser and one product with its Jacobian; `MMPS` takes ``products`` of them.
@@ -26,6 +29,7 @@ wrapped denoiser and one product with its Jacobian; `MMPS` takes ``products`` of
 from .base import Evaluation, Guided
 from .fusion import Fusion
 from .moments import MMPS
+from .ranges import evaluations, posterior
 from .rules import (
     DPS,
     ErrorVariance,
@@ -46,4 +50,6 @@ __all__ = [
     "MeasuredVariance",
     "PiGDM",
     "error_variance",
+    "evaluations",
+    "posterior",
 ]

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddmlib import datasets, dynamics, noise, sampling, schedules, training
-from ddmlib.denoisers import Denoiser, NetworkDenoiser, velocity_from_state
+from ddmlib.denoisers import Denoiser, NetworkDenoiser, loss_at_levels
 from ddmlib.networks import WindowMLP
 from ddmlib.recipes.common import TRAIN_SEED, Recipe
 from ddmlib.trajectories import TrajectoryDenoiser
@@ -84,9 +84,7 @@ def with_levels(denoiser: Any, settings: dict[str, Any], device: torch.device) -
         rows = (uniform(n, 1) * len(data)).long()
         x_0 = data[rows, start + torch.arange(states, device=device)]
         one, level = torch.ones_like(x_0), precision.rsqrt()
-        x_t = x_0 + level * noise.normal_like(x_0, generator)
-        f, u, c, s = denoiser.output(x_t, one, level)
-        return nn.functional.mse_loss(f, velocity_from_state(x_0, u, c, s))
+        return loss_at_levels(denoiser, x_0, one, level, noise.normal_like(x_0, generator))
 
     return loss
 
