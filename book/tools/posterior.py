@@ -244,7 +244,12 @@ def main() -> None:
     options = parser.parse_args()
     rows = PARTS[options.part](options)
     command = f"python book/tools/posterior.py {options.part} --observations {options.observations}"
-    store(options.out, options.part, rows, f"{command} --samples {options.samples}")
+    command += {
+        "r23": f" --samples {options.samples} --networks {' '.join(options.networks)}",
+        "past": f" --samples {options.samples}",
+        "calibration": "",
+    }[options.part]
+    store(options.out, options.part, rows, command)
 
 
 if __name__ == "__main__":
