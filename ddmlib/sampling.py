@@ -148,13 +148,13 @@ def reverse(
     if clean:
         levels[-1] = (torch.ones_like(levels[-1][0]), torch.zeros_like(levels[-1][1]))
     before: tuple[Tensor, Level] | None = None
-    unmoved: Tensor | None = None  # x̂ before the corrections of the last level
+    unmoved: tuple[Tensor, Level] | None = None  # x̂ before the corrections of the last level
     for level_t, level_s in tqdm(list(pairwise(levels)), disable=not progress):
         estimate = x_0 = denoiser.denoise(x, *level_t)
         if method == "multistep":
             if before is not None and unmoved is not None:
                 # corrections leave the path: its slope is carried along, not their jump
-                before = before[0] + x_0 - unmoved, before[1]
+                before = _carried(before, unmoved, (x_0, level_t))
             estimate, before = extrapolate(x_0, level_t, level_s, before), (x_0, level_t)
         if method == "heun":
             x = heun_step(x, x_0, level_t, level_s, denoiser)
@@ -164,15 +164,26 @@ def reverse(
             x, std = ancestral_step(x, estimate, level_t, level_s, share)
             if bool((std > 0).any()):
                 x = x + std * noise.normal_like(x, generator)
-        unmoved = None
+        unmoved, level = None, level_s
         for _ in range(corrections if _within(level_s, corrected) else 0):
             if corrector == "balanced":
-                x, x_0 = balanced_langevin_step(x, level_s, tau, denoiser, generator=generator)
+                x, x_0, level = balanced_langevin_step(
+                    x, level_s, tau, denoiser, generator=generator
+                )
             else:
                 x_0 = denoiser.denoise(x, *level_s)
                 x = langevin_step(x, x_0, level_s, tau, event=denoiser.event, generator=generator)
-            unmoved = x_0 if unmoved is None else unmoved
+            unmoved = (x_0, level) if unmoved is None else unmoved
     return x
+
+
+def _carried(
+    before: tuple[Tensor, Level], after: tuple[Tensor, Level], now: tuple[Tensor, Level]
+) -> tuple[Tensor, Level]:
+    """Return the estimate and level from which x̂ comes to ``now`` as it came ``before`` to
+    ``after``: by the same amount, over the same distance in log(alpha/sigma)."""
+    (x_b, (alpha_b, sigma_b)), (x_a, (alpha_a, sigma_a)), (x, (alpha, sigma)) = before, after, now
+    return x_b + x - x_a, (alpha_b, sigma_b * (sigma / alpha) / (sigma_a / alpha_a))
 
 
 def _within(level: Level, corrected: tuple[float, float]) -> bool:

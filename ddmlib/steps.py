@@ -137,9 +137,9 @@ def balanced_langevin_step(
     denoiser: Denoiser,
     *,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Level]:
     """Return x_s after one Langevin step of length tau that keeps the law of its level, and the
-    estimate that the step was taken with.
+    estimate that the step was taken with, and the lower level of that estimate.
 
     A finite step widens: with a score at the noise variance s² it settles near the law of the level
     s² (1 + tau/2 + O(tau²)).  So the score is taken at s² = (1 - tau/2) sigma_s².  For Gaussian
@@ -151,4 +151,4 @@ def balanced_langevin_step(
     x_0 = denoiser.denoise(x_s, *lower)
     eps = noise_from_state(x_0, x_s, *lower)
     fresh = math.sqrt(2 * tau) * noise.normal_like(x_s, generator)
-    return x_s - lower[1] * (tau * eps + fresh), x_0
+    return x_s - lower[1] * (tau * eps + fresh), x_0, lower

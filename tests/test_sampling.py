@@ -4,6 +4,7 @@ On a Gaussian every step is affine, x_s = A x_t + b (+ noise of a given std), so
 are carried through a sampler exactly, from its action on zero and the unit vectors.
 """
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -510,6 +511,48 @@ def test_balanced_corrections_do_not_widen(method, device, generator):
         ratio[corrector] = float((x.var(0) / variances.to(x)).mean())
     assert ratio["balanced"] == pytest.approx(1, abs=0.05)
     assert ratio["langevin"] > 1.1
+
+
+def exact_variance(variance, monkeypatch, **options):
+    """Return the variance of a sampler's result over that of the Gaussian data, without any sample.
+
+    A sampler of Gaussian data is linear in its noises: run on unit vectors in place of them, one
+    more at each draw, it returns its coefficients.
+    """
+    denoiser = GaussianDenoiser(torch.zeros(1).double(), torch.full((1, 1), variance).double())
+    drawn = itertools.count()
+
+    def unit(shape, **_):
+        return torch.nn.functional.one_hot(torch.tensor(next(drawn)), shape[0])[:, None].double()
+
+    monkeypatch.setattr("ddmlib.noise.normal", unit)
+    monkeypatch.setattr("ddmlib.noise.normal_like", lambda x, generator=None: unit(x.shape))
+    x = sampling.sample(denoiser, (1000, 1), dtype=torch.float64, **options)
+    return float(x.square().sum()) / variance
+
+
+@pytest.mark.parametrize("variance", [0.01, 1.0, 10.0])
+def test_the_stochastic_multistep_rule_is_of_second_order(variance, monkeypatch):
+    options = {"method": "multistep", "eta": 1.0, "ratios": (1e-3, 1e3)}
+    error = [
+        abs(exact_variance(variance, monkeypatch, steps=steps, **options) - 1)
+        for steps in (51, 101, 201)
+    ]
+    for coarse, fine in pairwise(error):
+        assert 1.7 < math.log2(coarse / fine) < 2.3
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.1, 1.0, 10.0])
+def test_multistep_slopes_survive_balanced_corrections(variance, monkeypatch):
+    """They end at the corrections' lower level: credited to that of the step they would be too
+    long, and the variance three per cent too large."""
+    options = {"steps": 72, "method": "multistep", "eta": 1.0, "ratios": (3e-3, 60.0)}
+    corrections = {"corrections": 2, "tau": 0.5, "corrector": "balanced"}
+    for corrected in [(0.0, math.inf), (0.1, 1.0)]:
+        ratio = exact_variance(
+            variance, monkeypatch, **options, **corrections, corrected=corrected
+        )
+        assert ratio == pytest.approx(1, abs=0.01)
 
 
 def test_correctors_are_named_and_bounded():
