@@ -199,12 +199,19 @@ def times_for(
     spacing: str = "log-ratio",
     ratios: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return `times` under a denoiser's schedule; by default between the noise levels that a
-    network was trained on, within (0.002, 80)."""
-    if ratios is None:
-        low, high = denoiser.ratios
-        ratios = (max(low, 2e-3), min(high, 80.0))
+    """Return `times` under a denoiser's schedule; by default between its `noise_levels`."""
+    ratios = noise_levels(denoiser) if ratios is None else ratios
     return times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+
+
+def noise_levels(denoiser: Denoiser) -> tuple[float, float]:
+    """Return the lowest and highest sigma/alpha that a sampler takes by default.
+
+    Those that a network was trained on, within (0.002, 80), or (0.002, 400) for trajectories: their
+    states are correlated, so their largest variance is many times that of a component.
+    """
+    low, high = denoiser.ratios
+    return max(low, 2e-3), min(high, 80.0 if denoiser.event == 1 else 400.0)
 
 
 def _share_of_noise(method: str, eta: float | None) -> float:
@@ -260,7 +267,7 @@ def sample(
     spacing : str
         "log-ratio", "karras" or "time"; see `times`.
     ratios : tuple of float, optional
-        Lowest and highest sigma/alpha; default: what a network was trained on, else (0.002, 80).
+        Lowest and highest sigma/alpha; default: `noise_levels`.
     corrections, tau, corrector, corrected
         Langevin steps after each step, their length, kind, and levels, as in `reverse`.
     generator : torch.Generator, optional

@@ -138,8 +138,8 @@ def _recipe(system: str, trajectories: int, description: str) -> Recipe:
             "network": "TrajectoryUNet",
             "network_settings": {
                 "dim": d,
-                "widths": [48, 64, 96],
-                "blocks": 2,
+                "widths": [64, 64, 128],
+                "blocks": 1,
                 "kernel": 5,
                 "embedding": 64,
             },
@@ -156,10 +156,11 @@ def _recipe(system: str, trajectories: int, description: str) -> Recipe:
         samples=2**14,
         small=2**10,
         budgets={
-            "default": {"trajectories": trajectories, "steps": 16_000, "batch": 128, "groups": 32},
+            "default": {"trajectories": trajectories, "steps": 12_000, "batch": 128, "groups": 32},
             "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128},
             "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4},
         },
+        lr=3e-3,
         decay=0.9995,
         uses_features=False,
     )
