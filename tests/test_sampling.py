@@ -549,9 +549,7 @@ def test_multistep_slopes_survive_balanced_corrections(variance, monkeypatch):
     options = {"steps": 72, "method": "multistep", "eta": 1.0, "ratios": (3e-3, 60.0)}
     corrections = {"corrections": 2, "tau": 0.5, "corrector": "balanced"}
     for corrected in [(0.0, math.inf), (0.1, 1.0)]:
-        ratio = exact_variance(
-            variance, monkeypatch, **options, **corrections, corrected=corrected
-        )
+        ratio = exact_variance(variance, monkeypatch, **options, **corrections, corrected=corrected)
         assert ratio == pytest.approx(1, abs=0.01)
 
 

@@ -103,7 +103,7 @@ def ours(**settings: Any) -> Setting:
     )
 
 
-OURS = {"ours": ours(), "cheap": ours(steps=49, products=(1, 1))}
+OURS = {"ours": ours(), "cheap": ours(steps=39, products=(2, 1), corrections=3)}
 
 
 def samples(

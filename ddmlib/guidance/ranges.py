@@ -11,7 +11,8 @@ from ddmlib.denoisers import ByLevel, Denoiser
 from ddmlib.guidance.fusion import Fusion
 from ddmlib.guidance.moments import MMPS
 
-HIGH, LOW = 1.0, 0.1  # sigma/alpha between which a sample of unit variance is decided
+HIGH, LOW = 0.3, 0.1  # sigma/alpha at which the rule changes
+CORRECTED = (LOW, 3.0)  # where a sample of unit variance is decided
 RATIOS = (3e-3, 60.0)  # of the last and the first step
 
 
@@ -22,18 +23,19 @@ def posterior(
     *,
     steps: int = 72,
     products: tuple[int, int] = (3, 1),
-    corrections: int = 2,
+    corrections: int = 4,
     tau: float = 0.5,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draw trajectories from p(x_0 | y), where y are components.
 
-    The stochastic multistep rule, even in log(sigma/alpha).  Above 1, where nothing is decided, it
-    takes `Fusion`, at one evaluation a step.  From 1 to 0.1, where a sample is decided, `MMPS`,
-    which asks the denoiser for equal levels only, and balanced Langevin corrections, which forget
-    its errors.  Below 0.1, where the conditional law is nearly Gaussian, `MMPS` with few products.
-    For data of unit variance; chapter 08 measures what each part is good for.
+    The stochastic multistep rule, even in log(sigma/alpha).  Above 0.3 it takes `Fusion`, at one
+    evaluation a step, which weighs histories that lie far apart as the network has learned to.
+    From 0.3 to 0.1 `MMPS`, which asks the denoiser for equal levels only, where networks err least;
+    below 0.1, where the conditional law is nearly Gaussian, with few products.  From 3 to 0.1,
+    where a sample is decided, balanced Langevin corrections forget its errors.  For data of unit
+    variance; chapter 08 measures what each part is good for.
 
     Parameters
     ----------
@@ -46,9 +48,9 @@ def posterior(
     steps : int
         Steps; `evaluations` says what they cost.
     products : tuple of int
-        Products with the Jacobian between 1 and 0.1, and below.
+        Products with the Jacobian between 0.3 and 0.1, and below.
     corrections, tau
-        Langevin steps after each step between 1 and 0.1, and their length.
+        Langevin steps after each step between 3 and 0.1, and their length.
     generator : torch.Generator, optional
         Source of randomness.
     dtype : torch.dtype
@@ -87,7 +89,7 @@ def posterior(
         corrections=corrections,
         tau=tau,
         corrector="balanced",
-        corrected=(LOW, HIGH),
+        corrected=CORRECTED,
         clean=True,
         generator=generator,
     )
@@ -98,11 +100,17 @@ def evaluations(
     *,
     steps: int = 72,
     products: tuple[int, int] = (3, 1),
-    corrections: int = 2,
+    corrections: int = 4,
+    tau: float = 0.5,
 ) -> int:
     """Return what a sample of `posterior` costs: evaluations and products with the Jacobian."""
-    ratios = denoiser.schedule.ratio(sampling.times_for(denoiser, steps, ratios=RATIOS))[:-1]
-    high, low = (int((ratios >= v).sum()) for v in (HIGH, LOW))
-    corrected = int(((ratios[1:] >= LOW) & (ratios[1:] < HIGH)).sum()) * corrections
-    middle = (low - high + corrected) * (1 + products[0])
-    return high + middle + (steps - low) * (1 + products[1])
+    grid = sampling.times_for(denoiser, steps, ratios=RATIOS)
+    ratios = denoiser.schedule.ratio(grid)[:-1]
+
+    def cost(r: Tensor) -> Tensor:
+        middle, low = (1 + n for n in products)
+        return torch.where(r >= HIGH, 1, torch.where(r >= LOW, middle, low))
+
+    after = ratios[1:]  # corrections follow a step, and are evaluated at a lower level
+    after = after[(after >= CORRECTED[0]) & (after <= CORRECTED[1])] * math.sqrt(1 - tau / 2)
+    return int(cost(ratios).sum() + corrections * cost(after).sum())
