@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddmlib import checks, noise
+from ddmlib import checks, grids, noise
 from ddmlib.denoisers import Denoiser
 
 
@@ -62,8 +62,8 @@ def log_density(
     steps : int
         Runge-Kutta steps, even in log(sigma/alpha), four evaluations each.
     ratios : tuple of float, optional
-        Lowest and highest sigma/alpha; default: what a network was trained on, within
-        (0.002, 80).  Narrowed to what the schedule reaches.
+        Lowest and highest sigma/alpha; default: `grids.noise_levels`.  Narrowed to what the
+        schedule reaches.
     probes : int, optional
         Vectors v of Hutchinson's estimate, two or more; default: the exact trace.
     generator : torch.Generator, optional
@@ -93,9 +93,7 @@ def log_density(
         checks.count("probes", probes, 2)
         draw = noise.normal((probes, *z.shape), generator=generator, device=z.device)
         vectors = torch.where(draw < 0, -1.0, 1.0).to(z.dtype)
-    if ratios is None:
-        low, high = getattr(denoiser, "ratios", (0.0, math.inf))
-        ratios = max(low, 2e-3), min(high, 80.0)
+    ratios = grids.noise_levels(denoiser) if ratios is None else ratios
     low = max(ratios[0], float(denoiser.schedule.ratio(0.0)))
     high = min(ratios[1], float(denoiser.schedule.ratio(1.0)))
     checks.interval("ratio", low, high)

@@ -26,7 +26,7 @@ LEVELS = [
     {"dynamics", "oscillators", "schedules", "networks", "metrics"},
     {"datasets", "ensembles", "assimilation"},
     {"denoisers"},
-    {"steps"},
+    {"steps", "grids"},
     {"training", "sampling", "trajectories"},
     {"guidance"},
     {"smc", "likelihoods", "surrogates"},

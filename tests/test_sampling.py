@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import torch
 
-from ddmlib import datasets, denoisers, sampling, schedules
+from ddmlib import datasets, denoisers, grids, sampling, schedules
 from ddmlib.denoisers import Denoiser, EmpiricalDenoiser, GaussianDenoiser
 from ddmlib.steps import balanced_langevin_step, langevin_step
 
@@ -81,7 +81,7 @@ SMOOTH = {  # sigma/alpha is a smooth function of t within (0, 1)
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+@pytest.mark.parametrize("spacing", grids.SPACINGS)
 @pytest.mark.parametrize(
     ("method", "order"), [("ddim", 0.9), ("ddpm", 0.9), ("heun", 1.8), ("multistep", 1.8)]
 )
@@ -646,7 +646,7 @@ def test_chunks_keep_the_law_of_stochastic_samples(device, generator):
 
 @pytest.mark.parametrize("method", sampling.METHODS)
 @pytest.mark.parametrize("schedule", EVERY, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+@pytest.mark.parametrize("spacing", grids.SPACINGS)
 def test_samples_are_finite_and_of_the_asked_kind(method, schedule, spacing, device, generator):
     for dtype in (torch.float32, torch.float64):
         x = sampling.sample(
@@ -668,23 +668,24 @@ def test_samples_are_finite_and_of_the_asked_kind(method, schedule, spacing, dev
         assert not x.requires_grad
 
 
-def test_default_ratios_are_those_a_network_was_trained_on(monkeypatch):
-    seen = []
-    real = sampling.times
-
-    def times(schedule, steps, **settings):
-        seen.append(settings["ratios"])
-        return real(schedule, steps, **settings)
-
-    monkeypatch.setattr(sampling, "times", times)
+@pytest.mark.parametrize(
+    ("trained", "event", "expected"),
+    [
+        ((0.01, 30.0), 1, (0.01, 30.0)),
+        ((1e-4, 1e4), 1, (2e-3, 80.0)),
+        ((1e-4, 1e4), 2, (2e-3, 400.0)),
+        ((2e-3, 100.0), 2, (2e-3, 100.0)),
+    ],
+)
+def test_default_noise_levels_are_those_a_network_was_trained_on(trained, event, expected):
     net = torch.nn.Linear(2, 2)
-    net.forward = lambda u, level: u  # type: ignore[method-assign]
     identity = datasets.Standardizer.identity(2)
-    for ratios in ((0.01, 30.0), (1e-4, 1e4)):
-        denoiser = denoisers.NetworkDenoiser(net, schedules.Cosine(), identity, "state", ratios)
-        sampling.sample(denoiser, (2, 2), steps=3)
-    sampling.sample(gaussian(), (2, 2), steps=3)
-    assert seen == [(0.01, 30.0), (2e-3, 80.0), (2e-3, 80.0)]
+    denoiser = denoisers.NetworkDenoiser(net, schedules.Cosine(), identity, "state", trained)
+    denoiser.event = event
+    assert grids.noise_levels(denoiser) == expected
+    reached = denoiser.schedule.ratio(sampling.times_for(denoiser, 4))
+    assert float(reached[0]) == pytest.approx(expected[1], rel=1e-6)
+    assert float(reached[-2]) == pytest.approx(expected[0], rel=1e-6)
 
 
 class Counting(GaussianDenoiser):
@@ -709,7 +710,7 @@ def test_evaluations_are_counted_right(method, steps):
 
 
 @every_schedule
-@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+@pytest.mark.parametrize("spacing", grids.SPACINGS)
 @pytest.mark.parametrize("start", [1.0, 0.3])
 @pytest.mark.parametrize("steps", [1, 2, 25])
 def test_times_decrease_from_the_start_to_zero(schedule, spacing, start, steps):

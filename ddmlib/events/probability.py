@@ -289,8 +289,5 @@ def _sampler(
     """Return the grid of `sampling.sample` with these settings, and a tensor like its samples."""
     if device is None and isinstance(denoiser, torch.nn.Module):
         device = next(denoiser.parameters()).device
-    if ratios is None:
-        low, high = getattr(denoiser, "ratios", (0.0, math.inf))
-        ratios = max(low, 2e-3), min(high, 80.0)
-    grid = sampling.times(denoiser.schedule, steps, spacing=spacing, ratios=ratios)
+    grid = sampling.times_for(denoiser, steps, spacing=spacing, ratios=ratios)
     return grid, torch.zeros((), device=device, dtype=dtype)
