@@ -14,7 +14,7 @@ from .lorenz63 import (
     reference_histogram,
     states,
 )
-from .noisy_lorenz63 import measure_trajectories
+from .noisy_lorenz63 import measure_chain
 
 RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES | trajectories.RECIPES
 
@@ -23,9 +23,9 @@ __all__ = [
     "CHUNK",
     "RECIPES",
     "Recipe",
+    "measure_chain",
     "measure_increments",
     "measure_states",
-    "measure_trajectories",
     "reference_floor",
     "reference_histogram",
     "states",

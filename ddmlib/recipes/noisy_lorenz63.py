@@ -110,7 +110,7 @@ def whole(denoiser: NetworkDenoiser) -> Denoiser:
 
 
 @torch.no_grad()
-def measure_trajectories(
+def measure_chain(
     denoiser: Any, samples: int, features: Any = None, brief: bool = False
 ) -> dict[str, Any]:
     """Measure a denoiser of trajectories of the noisy chain.
@@ -197,7 +197,7 @@ RECIPES: dict[str, Recipe] = {
             "WindowMLP", window=2 * k + 1, width=128, blocks=5, embedding=32, activation="silu"
         ),
         loss=denoising,
-        measure=measure_trajectories,
+        measure=measure_chain,
         samples=2**20,
         budgets={
             "default": {
@@ -219,7 +219,7 @@ RECIPES["noisy-lorenz63-conv"] = Recipe(
     description="Trajectories of R23's noisy Lorenz 63, by a convolution of radius 14.",
     model=_model("ConvNet", width=64, blocks=6, embedding=32, activation="silu"),
     loss=denoising,
-    measure=measure_trajectories,
+    measure=measure_chain,
     samples=2**20,
     budgets={
         "default": {**DATA, "steps": 30_000, "batch": 64, "groups": 64, "window": LENGTH},
@@ -242,7 +242,7 @@ RECIPES["noisy-lorenz63-levels"] = Recipe(
         shortest=33,
     ),
     loss=with_levels,
-    measure=measure_trajectories,
+    measure=measure_chain,
     samples=2**20,
     budgets={
         "default": {**DATA, "steps": 70_000, "batch": 64, "groups": 64, "window": LENGTH},
