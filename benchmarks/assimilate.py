@@ -27,7 +27,7 @@ PARTICLES = 2**14
 
 # OURS is measured with LEVELS, R23 with CONVOLUTION: book/results/posterior.json, chapter 08.
 R23: dict[str, Any] = {"steps": 256, "corrections": 4, "tau": 0.5, "gamma": 3e-2}
-OURS: dict[str, Any] = {"steps": 72, "products": (3, 1), "corrections": 2}
+OURS: dict[str, Any] = {"steps": 72, "products": (3, 1), "corrections": 4}
 R23_COST = 2 * sampling.evaluations("ddim", R23["steps"], R23["corrections"])
 
 

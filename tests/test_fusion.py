@@ -162,8 +162,15 @@ def test_posterior_samples_have_the_law_of_the_smoother(prior, observe, generato
     assert float((ratio - 1).abs().max()) < 0.15
 
 
-@pytest.mark.parametrize("corrections", [0, 2])
-def test_posterior_costs_what_it_says(corrections, prior, observe, monkeypatch, device):
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"corrections": 0},
+        {"corrections": 2},
+        {"corrections": 3, "fused": 1.0, "corrected": (0.2, 1.0), "tau": 0.3},
+    ],
+)
+def test_posterior_costs_what_it_says(ranges, prior, observe, monkeypatch, device):
     counts = {"evaluations": 0, "products": 0}
     denoise, pull = type(prior).denoise, Linearised.pull
 
@@ -177,7 +184,7 @@ def test_posterior_costs_what_it_says(corrections, prior, observe, monkeypatch, 
 
     monkeypatch.setattr(type(prior), "denoise", counted)
     monkeypatch.setattr(Linearised, "pull", counted_pull)
-    settings = {"steps": 30, "products": (2, 1), "corrections": corrections}
+    settings = {"steps": 30, "products": (2, 1), **ranges}
     posterior(prior, observe(da.component(0)), (2, LENGTH, 2), dtype=DOUBLE, **settings)
     assert sum(counts.values()) == evaluations(prior, **settings)
     assert counts["products"] > 0
@@ -192,6 +199,8 @@ def test_posterior_costs_what_it_says(corrections, prior, observe, monkeypatch, 
         ((2, LENGTH, 2), {"steps": 0}, "steps"),
         ((2, LENGTH, 2), {"products": (0, 1)}, "products"),
         ((2, LENGTH, 2), {"tau": -1.0}, "tau"),
+        ((2, LENGTH, 2), {"fused": 0.1}, "fused"),
+        ((2, LENGTH, 2), {"corrected": (3.0, 0.1)}, "corrected"),
     ],
 )
 def test_posterior_refuses(shape, settings, words, prior, observe):

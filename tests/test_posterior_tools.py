@@ -40,6 +40,15 @@ def test_the_log_likelihood_is_that_of_standardised_observations(problem, paths)
     assert found == pytest.approx(float(by_hand), rel=1e-6)
 
 
+def test_trajectories_far_off_one_observation_are_counted(problem, paths):
+    x = paths[:1].repeat(4, 1, 1)
+    std = problem.observation.std
+    x[:, :, 0] = problem.observation.y[:, 0]
+    for row, off in enumerate((0.0, 4.0, 5.0, -5.0)):
+        x[row, 20, 0] += off * std
+    assert references.describe(problem, x)["missed"] == 0.5
+
+
 def test_runs_of_one_law_agree_and_others_do_not(paths):
     energy, std = references.agreement(paths[:100], paths[100:])
     assert abs(energy) < 3 * std

@@ -2,6 +2,7 @@
 
 python book/tools/posterior.py r23 --networks noisy-lorenz63-conv --observations 4 --samples 256
 python book/tools/posterior.py past           # one setting for both processes
+python book/tools/posterior.py parts          # what each part of the setting is good for
 python book/tools/posterior.py calibration    # against the truth, over many observations
 
 The references that they are judged by are made where they are missing (references.py); scores are
@@ -104,6 +105,17 @@ def ours(**settings: Any) -> Setting:
 
 
 OURS = {"ours": ours(), "cheap": ours(steps=39, products=(2, 1), corrections=3)}
+# one thing changed at a time, measured where the weights of two histories are hard to get right
+CHANGED = {
+    "ours": OURS["ours"],
+    "no corrections": ours(corrections=0),
+    "corrections from 1 on": ours(corrected=(0.1, 1.0)),
+    "MMPS from 1 on": ours(fused=1.0),
+    "MMPS from 1 on, corrections from 1 on": ours(fused=1.0, corrected=(0.1, 1.0)),
+    "fusion to 0.11": ours(fused=0.11),
+    "one product": ours(products=(1, 1)),
+}
+HARD = (("lo", 8), ("lo", 13), ("hi", 13))
 
 
 def samples(
@@ -183,6 +195,18 @@ def past(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def parts(options: argparse.Namespace) -> dict[str, Any]:
+    """Our setting with one thing changed at a time, on the hardest of the observations."""
+    keys = ("w1", "floor", "spread", "missed", "missed_reference")
+    rows: dict[str, Any] = {}
+    for name, setting in CHANGED.items():
+        label = "-".join(["part", *name.replace(",", "").split()])
+        cases = [scored(label, setting, process, index, options) for process, index in HARD]
+        rows[name] = {key: [round(case[key], 4) for case in cases] for key in keys}
+        rows[name]["evaluations"] = cases[0]["cost"]
+    return rows
+
+
 def against_truth(members: Tensor, truth: Tensor) -> dict[str, Any]:
     """Return rank counts of every eighth state (m + 1, 3), coverage and CRPS of an ensemble."""
     members = members.movedim(0, -2)  # (65, m, 3)
@@ -228,7 +252,7 @@ def standard_error(x: Tensor) -> float:
     return float(x.std() / math.sqrt(len(x)))
 
 
-PARTS = {"r23": reproduced, "past": past, "calibration": calibration}
+PARTS = {"r23": reproduced, "past": past, "parts": parts, "calibration": calibration}
 
 
 def main() -> None:
@@ -243,10 +267,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     rows = PARTS[options.part](options)
-    command = f"python book/tools/posterior.py {options.part} --observations {options.observations}"
+    command = f"python book/tools/posterior.py {options.part}"
+    command += "" if options.part == "parts" else f" --observations {options.observations}"
     command += {
         "r23": f" --samples {options.samples} --networks {' '.join(options.networks)}",
         "past": f" --samples {options.samples}",
+        "parts": f" --samples {options.samples}",
         "calibration": "",
     }[options.part]
     store(options.out, options.part, rows, command)

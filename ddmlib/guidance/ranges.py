@@ -11,8 +11,7 @@ from ddmlib.denoisers import ByLevel, Denoiser
 from ddmlib.guidance.fusion import Fusion
 from ddmlib.guidance.moments import MMPS
 
-HIGH, LOW = 0.3, 0.1  # sigma/alpha at which the rule changes
-CORRECTED = (LOW, 3.0)  # where a sample of unit variance is decided
+LOW = 0.1  # sigma/alpha below which the conditional law is nearly Gaussian
 RATIOS = (3e-3, 60.0)  # of the last and the first step
 
 
@@ -25,6 +24,8 @@ def posterior(
     products: tuple[int, int] = (3, 1),
     corrections: int = 4,
     tau: float = 0.5,
+    fused: float = 0.3,
+    corrected: tuple[float, float] = (LOW, 3.0),
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -48,9 +49,13 @@ def posterior(
     steps : int
         Steps; `evaluations` says what they cost.
     products : tuple of int
-        Products with the Jacobian between 0.3 and 0.1, and below.
+        Products with the Jacobian between ``fused`` and 0.1, and below.
     corrections, tau
-        Langevin steps after each step between 3 and 0.1, and their length.
+        Langevin steps after each step in ``corrected``, and their length.
+    fused : float
+        Lowest sigma/alpha of `Fusion`, above 0.1.
+    corrected : tuple of float
+        Lowest and highest sigma/alpha of corrections.
     generator : torch.Generator, optional
         Source of randomness.
     dtype : torch.dtype
@@ -72,8 +77,10 @@ def posterior(
             f"shape must be (*batch, length, {d}), of trajectories, got {tuple(shape)} "
             f"for {type(denoiser).__name__}"
         )
+    if not fused > LOW:
+        raise ValueError(f"fused must be above {LOW}, got {fused}")
     parts: list[tuple[float, Denoiser]] = [
-        (HIGH, Fusion(denoiser, observation)),
+        (fused, Fusion(denoiser, observation)),
         (LOW, MMPS(denoiser, observation, products=products[0])),
         (0.0, MMPS(denoiser, observation, products=products[1])),
     ]
@@ -89,7 +96,7 @@ def posterior(
         corrections=corrections,
         tau=tau,
         corrector="balanced",
-        corrected=CORRECTED,
+        corrected=corrected,
         clean=True,
         generator=generator,
     )
@@ -102,6 +109,8 @@ def evaluations(
     products: tuple[int, int] = (3, 1),
     corrections: int = 4,
     tau: float = 0.5,
+    fused: float = 0.3,
+    corrected: tuple[float, float] = (LOW, 3.0),
 ) -> int:
     """Return what a sample of `posterior` costs: evaluations and products with the Jacobian."""
     grid = sampling.times_for(denoiser, steps, ratios=RATIOS)
@@ -109,8 +118,8 @@ def evaluations(
 
     def cost(r: Tensor) -> Tensor:
         middle, low = (1 + n for n in products)
-        return torch.where(r >= HIGH, 1, torch.where(r >= LOW, middle, low))
+        return torch.where(r >= fused, 1, torch.where(r >= LOW, middle, low))
 
     after = ratios[1:]  # corrections follow a step, and are evaluated at a lower level
-    after = after[(after >= CORRECTED[0]) & (after <= CORRECTED[1])] * math.sqrt(1 - tau / 2)
+    after = after[(after >= corrected[0]) & (after <= corrected[1])] * math.sqrt(1 - tau / 2)
     return int(cost(ratios).sum() + corrections * cost(after).sum())
