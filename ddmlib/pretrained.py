@@ -7,7 +7,6 @@ command line.
 
 import json
 import platform
-import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -137,7 +136,7 @@ def train(
     settings = dict(recipe.budgets[budget])
     loss = recipe.loss(module, settings, device)
     average = training.Average(module, recipe.decay) if recipe.decay else None
-    start, last = time.perf_counter(), None  # no record comes from a checkpoint that was complete
+    last, seconds = None, 0.0
     for progress in training.fit(
         module,
         loss,
@@ -150,10 +149,11 @@ def train(
         report_every=max(1, settings["steps"] // 100),
         checkpoint=checkpoint,
     ):
-        last = round(progress.loss, 6)
+        last, seconds = round(progress.loss, 6), progress.seconds
         if report is not None:
             report(progress)
-    seconds = time.perf_counter() - start
+    if last is None and checkpoint is not None:  # it was complete: no record came
+        seconds = float(training.load_tensors(checkpoint)[1]["seconds"])
     trained = average.module if average is not None else module
     details = {
         "name": name,

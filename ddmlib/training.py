@@ -31,12 +31,14 @@ Loss = Callable[[torch.Generator], Tensor]
 
 
 class Progress(NamedTuple):
-    """What `fit` reports: the step, the mean loss since the last report, the rate."""
+    """What `fit` reports: the step, the mean loss since the last report, the rate, and the seconds
+    of training so far, those before a resumption included."""
 
     step: int
     loss: float
     lr: float
     samples_per_second: float
+    seconds: float
 
 
 class Average:
@@ -196,10 +198,11 @@ def fit(
     optimiser = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     run = {"steps": steps, "lr": lr, "lr_schedule": lr_schedule, "warmup": warmup}
     run |= {"weight_decay": weight_decay, "decay": average.decay if average else None}
-    done = 0
+    done, spent = 0, 0.0
     if checkpoint is not None and Path(checkpoint).exists():
-        done = load_checkpoint(checkpoint, module, optimiser, average, generator, run)
+        done, spent = load_checkpoint(checkpoint, module, optimiser, average, generator, run)
     since, start, total = done, time.perf_counter(), None
+    begun = start - spent
     for step in range(done, steps):
         rate = learning_rate(step, steps, lr, lr_schedule, warmup)
         optimiser.param_groups[0]["lr"] = rate
@@ -216,11 +219,14 @@ def fit(
             if not math.isfinite(mean):
                 raise RuntimeError(f"the loss is not finite at step {step + 1}; lower lr={lr}?")
             if checkpoint is not None and (last or (step + 1) % checkpoint_every == 0):
-                save_checkpoint(checkpoint, module, optimiser, average, generator, run, step + 1)
+                spent = time.perf_counter() - begun
+                save_checkpoint(
+                    checkpoint, module, optimiser, average, generator, run, step + 1, spent
+                )
             if last or (step + 1) % report_every == 0:
-                seconds = time.perf_counter() - start
-                rate_of_samples = samples_per_step * (step + 1 - since) / seconds
-                yield Progress(step + 1, mean, rate, rate_of_samples)
+                now = time.perf_counter()
+                rate_of_samples = samples_per_step * (step + 1 - since) / (now - start)
+                yield Progress(step + 1, mean, rate, rate_of_samples, now - begun)
                 since, start, total = step + 1, time.perf_counter(), None
 
 
@@ -281,6 +287,7 @@ def save_checkpoint(
     generator: torch.Generator,
     run: dict,
     step: int,
+    seconds: float = 0.0,
 ) -> None:
     """Write all that `fit` needs to go on: parameters, average, optimiser and generator."""
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
@@ -289,7 +296,7 @@ def save_checkpoint(
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
     tensors["generator"] = generator.get_state()
-    save_tensors(path, tensors, {"run": run, "step": step})
+    save_tensors(path, tensors, {"run": run, "step": step, "seconds": seconds})
 
 
 def load_checkpoint(
@@ -299,8 +306,9 @@ def load_checkpoint(
     average: Average | None,
     generator: torch.Generator,
     run: dict,
-) -> int:
-    """Restore what `save_checkpoint` wrote and return its step; nothing changes on an error."""
+) -> tuple[int, float]:
+    """Restore what `save_checkpoint` wrote; return its step and seconds.  Nothing changes on an
+    error."""
     tensors, note = load_tensors(path)
     if note.get("run") != run:
         raise ValueError(f"{path} is a checkpoint of other settings: {note.get('run')}, not {run}")
@@ -324,4 +332,4 @@ def load_checkpoint(
         {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
     )
     generator.set_state(tensors["generator"])
-    return int(note["step"])
+    return int(note["step"]), float(note.get("seconds", 0.0))

@@ -169,6 +169,9 @@ def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke,
     pretrained.train(MAIN, folder=tmp_path, **settings)
     assert same_weights(smoke, tmp_path)
     assert pretrained.card(MAIN, tmp_path)["name"] == MAIN
+    note = training.load_tensors(settings["checkpoint"])[1]
+    minutes = pretrained.card(MAIN, tmp_path)["made_on"]["minutes"]
+    assert minutes == round(note["seconds"] / 60, 1)
 
 
 @pytest.mark.parametrize("name", pretrained.names())

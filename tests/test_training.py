@@ -94,6 +94,31 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, device, lr_schedule)
             torch.testing.assert_close(resumed.tensors()[key], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_resumed_training_counts_the_seconds_before_it(tmp_path, monkeypatch):
+    clock, path = [0.0], tmp_path / "run.ckpt"
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+
+    def seconds(stop):
+        clock[0] += 1000.0  # between two trainings
+        run = Run(path, samples_per_step=16)
+        loss = run.loss
+
+        def slow(generator):
+            clock[0] += 10.0
+            return loss(generator)
+
+        for progress in training.fit(
+            run.denoiser, slow, generator=run.generator, average=run.average, **run.settings
+        ):
+            if progress.step >= stop:
+                return progress.seconds, progress.samples_per_second
+        raise AssertionError("no record")
+
+    assert seconds(6) == (60.0, 1.6)  # of which the checkpoint knows the first four steps
+    assert seconds(24) == (240.0, 1.6)
+    assert training.load_tensors(path)[1]["seconds"] == 240.0
+
+
 def test_saving_does_not_change_the_training(tmp_path):
     assert same(Run(tmp_path / "a").go().tensors(), Run().go().tensors())
     other = Run(tmp_path / "b", report_every=100, checkpoint_every=7).go()
