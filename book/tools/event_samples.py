@@ -1,0 +1,159 @@
+"""Generated trajectories against simulated ones, without and with an event; for chapter 09.
+
+python book/tools/event_samples.py lorenz63           # hours of two cores
+python book/tools/event_samples.py fitzhugh-nagumo
+python book/tools/event_samples.py double-pendulum
+python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run
+
+Without an event: the total variation of the histogram of C, 128 bins, as many generated as
+simulated trajectories.  With it: the share inside, the total variation of C, and that of each
+component of the states, for guided samples, for guidance corrected by a pilot, and for twisted
+samples; nothing is rejected or projected.  The floors are those of other simulated trajectories of
+the same number.  Results go to book/results/event-samples.json.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from brute_force import CASES, Case, load, save
+from torch import Tensor
+
+from ddmlib import events, metrics, pretrained, sampling
+from ddmlib.recipes import trajectories
+
+OUT = Path(__file__).parents[1] / "results" / "event-samples.json"
+SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
+FIRST_SEED = 30_000  # far from those of training, test data and brute force
+BINS, CHUNK = 128, 256
+
+
+def untrained(name: str) -> Any:
+    """Return the network of a recipe as it is before training: enough to see that a tool runs."""
+    torch.manual_seed(0)
+    return pretrained.build(pretrained.RECIPES[name].model).eval().requires_grad_(False)
+
+
+def above(event: events.Constraint, c: float) -> events.Constraint:
+    """Return the event that the function of another one exceeds c."""
+    return events.Constraint(lambda x: event.function(x) - c, event.shape, event.name)
+
+
+def simulated(case: Case, event: events.Constraint, number: int, chunk: int) -> Tensor:
+    """Return that many simulated trajectories in the event, (number, length, d)."""
+    found: list[Tensor] = []
+    while sum(map(len, found)) < number:
+        length = event.shape[0] * case.windows
+        x = case.simulate(chunk, length, seed=FIRST_SEED + len(found), **case.settings)
+        x = x.unflatten(1, (case.windows, event.shape[0])).flatten(0, 1)
+        found.append(x[event.holds(x)])
+    return torch.cat(found)[:number]
+
+
+class Judge:
+    """Scores trajectories given an event, against simulated ones of the same number."""
+
+    def __init__(self, event: events.Constraint, reference: Tensor) -> None:
+        self.event, half = event, len(reference) // 2
+        self.reference, other = reference[:half], reference[half:]
+        self.margins = self.event.margin(self.reference)
+        self.limits = 0.0, float(self.margins.quantile(0.999))
+        self.floor = self.score(other)
+
+    def score(self, x: Tensor) -> dict[str, Any]:
+        """Return the share inside, and the total variations of C and of each component."""
+        c, states = self.event.margin(x), self.reference.flatten(0, 1)
+        limits = states.quantile(torch.tensor([0.001, 0.999]).to(states), 0).mT.tolist()
+        return {
+            "inside": round(float((c > 0).double().mean()), 5),
+            "total_variation": round(
+                metrics.total_variation(c, self.margins, bins=BINS, limits=self.limits), 5
+            ),
+            "states": [
+                round(metrics.total_variation(a, b, bins=BINS, limits=(low, high)), 5)
+                for a, b, (low, high) in zip(
+                    x.flatten(0, 1).unbind(-1), states.unbind(-1), limits, strict=True
+                )
+            ],
+        }
+
+
+def draws(
+    denoiser: Any, event: events.Constraint, number: int, steps: int, pilot: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that draw trajectories given the event, standardised units, by name."""
+    shape, ratios = (number, *event.shape), denoiser.ratios
+    grid = sampling.times_for(denoiser, steps, ratios=ratios)
+    plain = events.EventGuidance(denoiser, event)
+
+    def sample(guided: events.EventGuidance) -> Tensor:
+        return sampling.sample(
+            guided, shape, steps=steps, method="multistep", eta=1.0, ratios=ratios, chunk=CHUNK,
+            generator=torch.Generator().manual_seed(4),
+        )  # fmt: skip
+
+    def corrected() -> Tensor:
+        calibration = events.calibrate(
+            plain, grid, pilot, rule="multistep", like=torch.zeros((), device=denoiser.device),
+            generator=torch.Generator().manual_seed(5),
+        )  # fmt: skip
+        return sample(events.EventGuidance(denoiser, event, calibration=calibration))
+
+    def twisted() -> Tensor:
+        return events.twisted_samples(
+            denoiser, event, number, excess=2, steps=steps, ratios=ratios, pilot=pilot,
+            chunk=CHUNK, generator=torch.Generator().manual_seed(6),
+        )  # fmt: skip
+
+    return {"guided": lambda: sample(plain), "pilot": corrected, "twisted": twisted}
+
+
+def main() -> None:
+    """Measure one system and store it after every part; parts that are there are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    if options.small and options.out == OUT:
+        parser.error("--small needs --out: its numbers mean nothing")
+    system, small, start = options.system, options.small, time.perf_counter()
+    name, case = f"{system}-trajectories", CASES[system]
+    many, number, steps, pilot = (32, 16, 4, 16) if small else (10**5, 10**4, 64, 256)
+    denoiser = untrained(name) if small else pretrained.load(name)[0]
+    event = above(case.event, -2.0) if small else case.event
+    entry: dict[str, Any] = load(options.out).get(system) or {
+        "command": f"python book/tools/event_samples.py {system}",
+        "weights": name,
+        "samples": number,
+        "steps": steps,
+        "bins": BINS,
+    }
+
+    def keep(part: str, value: dict[str, Any]) -> None:
+        entry[part] = value
+        entry.update(
+            date=datetime.date.today().isoformat(),
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+        )
+        save(load(options.out) | {system: entry}, options.out)
+        print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
+
+    if "unconditional" not in entry:
+        keep("unconditional", trajectories.measure_trajectories(system, denoiser, many))
+    judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
+    keep("floor", judge.floor)
+    for part, draw in draws(denoiser, event, number, steps, pilot).items():
+        if part not in entry:
+            keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Probabilities of events under the trajectory networks, by every estimator; for chapter 10.
+
+python book/tools/events_scan.py lorenz63               # hours of two cores; resumable
+python book/tools/events_scan.py lorenz63-4000          # counts of the small-data network only
+python book/tools/events_scan.py fitzhugh-nagumo
+python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only to see it run
+
+The truth is that of brute_force.py, which comes first: thresholds are chosen where it finds
+P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c) is counted among plain
+samples with the steps that all estimators have.  Settings are fixed here beforehand, the same at
+every threshold.  Results go to book/results/events-scan.json.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import brute_force
+import torch
+from event_samples import above, untrained
+
+from ddmlib import events, pretrained, sampling
+from ddmlib.events import paths
+
+OUT = Path(__file__).parents[1] / "results" / "events-scan.json"
+TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+REPEATED = 1e-3  # where an estimate is repeated
+CHUNK = 256
+# system: weights, case of the truth, plain samples
+SYSTEMS = {
+    "lorenz63": ("lorenz63-trajectories", "lorenz63", 2**17),
+    "lorenz63-4000": ("lorenz63-trajectories-4000", "lorenz63", 2**17),
+    "fitzhugh-nagumo": ("fitzhugh-nagumo-trajectories", "fitzhugh-nagumo", 2**16),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "smc": {"samples": 2048, "pilot": 256},
+    "importance": {"samples": 2048, "pilot": 256},
+    "subset": {"samples": 1024, "runs": 4},
+    "likelihood-ratio": {"samples": 5, "probes": 8},
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "smc": {"samples": 16, "runs": 2, "pilot": 16},
+    "importance": {"samples": 16, "pilot": 16},
+    "subset": {"samples": 16, "runs": 2, "moves": 1},
+    "likelihood-ratio": {"samples": 2, "probes": 2},
+}
+
+
+def finite(value: Any) -> Any:
+    """Return a value with None for numbers that JSON does not know, others rounded."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return [finite(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def chosen(truth: dict[str, Any]) -> list[float]:
+    """Return the thresholds at which brute force finds P nearest to the targets."""
+    found = []
+    for target in TARGETS:
+        logs = [
+            abs(math.log(count / truth["number"] / target)) if count else math.inf
+            for count in truth["counts"]
+        ]
+        if min(logs) < 1:
+            found.append(truth["thresholds"][logs.index(min(logs))])
+    return sorted(set(found) | {0.0})
+
+
+class Scan:
+    """One system: its network, its event, and what the estimators find."""
+
+    def __init__(self, system: str, small: bool, truth: Path) -> None:
+        name, case, self.plain = SYSTEMS[system]
+        self.event, self.small = brute_force.CASES[case].event, small
+        self.denoiser = untrained(name) if small else pretrained.load(name)[0]
+        known = brute_force.load(truth).get(case)
+        if known is None:
+            raise SystemExit(f"error: no {case} in {truth.name}: run brute_force.py first")
+        self.thresholds: list[float] = known["thresholds"]
+        self.chosen, self.methods, self.steps = chosen(known), METHODS, 64
+        p = [count / known["number"] for count in known["counts"]]
+        self.repeated = min(
+            self.chosen,
+            key=lambda c: abs(math.log(max(p[self.thresholds.index(c)], 1e-12) / REPEATED)),
+        )
+        if small:
+            self.chosen, self.repeated = [-2.0, -1.5], -2.0
+            self.methods, self.steps, self.plain = SMALL, 4, 64
+        self.on: dict[str, Any] = {"steps": self.steps, "ratios": self.denoiser.ratios}
+
+    def count(self, start: int, seed: int) -> dict[str, Any]:
+        """Return counts of plain samples above each threshold, of one chunk of seed ``seed``."""
+        n = min(1024, self.plain - start)
+        z = sampling.sample(
+            self.denoiser, (n, *self.event.shape), method="multistep", eta=1.0, chunk=CHUNK,
+            generator=torch.Generator().manual_seed(seed), **self.on,
+        )  # fmt: skip
+        c = self.event.margin(self.denoiser.standardizer.inverse(z)).cpu()
+        return {"samples": n, "counts": [int((c > at).sum()) for at in self.thresholds]}
+
+    def estimate(self, method: str, c: float, seed: int) -> dict[str, Any]:
+        """Return one estimate of log P(C > c)."""
+        settings = dict(self.methods[method])
+        if method in ("smc", "importance"):
+            settings["chunk"] = CHUNK
+        found = events.log_probability(
+            self.denoiser, above(self.event, c), method=method,
+            generator=torch.Generator().manual_seed(seed), **settings, **self.on,
+        )  # fmt: skip
+        return {"threshold": c} | {k: finite(v) for k, v in dataclasses.asdict(found).items()}
+
+    def gap(self, c: float, seed: int) -> dict[str, Any]:
+        """Return, of guided paths inside E, the mean of log p/q, and the log of the mean of p/q."""
+        event = above(self.event, c)
+        grid = sampling.times_for(self.denoiser, self.steps, ratios=self.denoiser.ratios)
+        like = torch.zeros((), device=self.denoiser.device)
+        on: dict[str, Any] = {"rule": "multistep", "like": like}
+        on["generator"] = torch.Generator().manual_seed(seed)
+        n = self.methods["importance"]["samples"] // 4  # no chunks here: bounds the memory
+        done = paths.importance(events.EventGuidance(self.denoiser, event), grid, n,
+                                defensive=0.0, **on)  # fmt: skip
+        inside = torch.isfinite(done.log_weights[0])
+        mean = float(done.log_weights[0][inside].mean()) if bool(inside.any()) else math.nan
+        return {
+            "threshold": c,
+            "paths": n,
+            "inside": float(inside.double().mean()),
+            "mean_of_log": finite(mean),
+            "log_of_mean": finite(float(done.log_probability[0])),
+        }
+
+
+def main() -> None:
+    """Measure one system and store it after every part; parts that are there are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--truth", type=Path, default=brute_force.OUT)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    if options.small and options.out == OUT:
+        parser.error("--small needs --out: its numbers mean nothing")
+    start, scan = time.perf_counter(), Scan(options.system, options.small, options.truth)
+    entry: dict[str, Any] = brute_force.load(options.out).get(options.system) or {
+        "command": f"python book/tools/events_scan.py {options.system}",
+        "weights": SYSTEMS[options.system][0],
+        "steps": scan.steps,
+        "settings": scan.methods,
+        "thresholds": scan.thresholds,
+        "model": {"samples": 0, "counts": [0] * len(scan.thresholds)},
+        "chosen": scan.chosen,
+        "scan": [],
+        "gap": [],
+        "repeated": scan.repeated,
+        "repetitions": [],
+        "published": [],
+    }
+
+    def keep(part: str, value: Any) -> None:
+        if isinstance(entry[part], list):
+            entry[part].append(value)
+        else:
+            entry[part] = value
+        entry.update(
+            date=datetime.date.today().isoformat(),
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+        )
+        brute_force.save(brute_force.load(options.out) | {options.system: entry}, options.out)
+        print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value)[:150], flush=True)
+
+    while (done := entry["model"]["samples"]) < scan.plain:
+        chunk = scan.count(done, 40_000 + done // 1024)
+        counts = [a + b for a, b in zip(entry["model"]["counts"], chunk["counts"], strict=True)]
+        keep("model", {"samples": done + chunk["samples"], "counts": counts})
+    if options.system.endswith("4000"):
+        return
+    wanted = [(method, c) for c in scan.chosen for method in scan.methods]
+    for k, (method, c) in enumerate(wanted[len(entry["scan"]) :], len(entry["scan"])):
+        keep("scan", scan.estimate(method, c, 50_000 + k))
+    for c in scan.chosen[len(entry["gap"]) :]:
+        keep("gap", scan.gap(c, 60_000))
+    repetitions = 2 if scan.small else 20
+    for k in range(len(entry["repetitions"]), repetitions):
+        keep("repetitions", scan.estimate("smc", scan.repeated, 70_000 + k))
+    for k in range(len(entry["published"]), repetitions // 2):
+        keep("published", scan.estimate("likelihood-ratio", 0.0, 80_000 + k))
+
+
+if __name__ == "__main__":
+    main()
