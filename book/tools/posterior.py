@@ -1,6 +1,7 @@
 """Posteriors of the noisy Lorenz 63 of chapter 08 by diffusion: R23's settings, and ours.
 
 python book/tools/posterior.py r23 --networks noisy-lorenz63-conv --observations 4 --samples 256
+python book/tools/posterior.py same --observations 4 --samples 256   # R23's, our network
 python book/tools/posterior.py past           # one setting for both processes
 python book/tools/posterior.py parts          # what each part of the setting is good for
 python book/tools/posterior.py calibration    # against the truth, over many observations
@@ -186,6 +187,17 @@ def reproduced(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def same(options: argparse.Namespace) -> dict[str, Any]:
+    """R23's recipe with the network of our setting, which leaves the recipe as the difference."""
+    weights, c = OURS["ours"].weights, 4
+    return {
+        f"{weights} C={c} {process}": summary(
+            f"r23-{weights}-{c}", r23(weights, c), process, options
+        )
+        for process in PROCESSES
+    }
+
+
 def past(options: argparse.Namespace) -> dict[str, Any]:
     """Our setting, and a cheap one with fewer steps and products."""
     return {
@@ -252,7 +264,7 @@ def standard_error(x: Tensor) -> float:
     return float(x.std() / math.sqrt(len(x)))
 
 
-PARTS = {"r23": reproduced, "past": past, "parts": parts, "calibration": calibration}
+PARTS = {"r23": reproduced, "same": same, "past": past, "parts": parts, "calibration": calibration}
 
 
 def main() -> None:
@@ -271,6 +283,7 @@ def main() -> None:
     command += "" if options.part == "parts" else f" --observations {options.observations}"
     command += {
         "r23": f" --samples {options.samples} --networks {' '.join(options.networks)}",
+        "same": f" --samples {options.samples}",
         "past": f" --samples {options.samples}",
         "parts": f" --samples {options.samples}",
         "calibration": "",
