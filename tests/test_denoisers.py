@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from ddmlib import denoisers, networks, noise, schedules
+from ddmlib import datasets, denoisers, networks, noise, sampling, schedules
 from ddmlib.datasets import Standardizer
-from ddmlib.denoisers import ByLevel, EmpiricalDenoiser, GaussianDenoiser, NetworkDenoiser
+from ddmlib.denoisers import (
+    ByLevel,
+    EmpiricalDenoiser,
+    GaussianDenoiser,
+    NetworkDenoiser,
+    Symmetric,
+)
 
 ALL = [
     schedules.Cosine(),
@@ -456,3 +462,39 @@ def test_by_level_refuses_denoisers_of_other_samples():
     other = GaussianDenoiser(torch.zeros(3), torch.eye(3))
     with pytest.raises(ValueError, match="parts must all be"):
         ByLevel([(1.0, one), (0.0, other)])
+
+
+def test_symmetric_has_the_symmetry_and_leaves_what_has_it(device, generator):
+    signs = torch.tensor([-1.0, 1.0], device=device)
+    covariance = torch.tensor([[1.0, 0.0], [0.0, 2.0]], device=device)
+    exact, wrong = (
+        GaussianDenoiser(torch.tensor([m, 0.5], device=device), covariance) for m in (0.0, 0.4)
+    )
+    x, t = torch.randn(5, 2, generator=generator(0)).to(device), torch.rand(5)
+    mended = Symmetric(wrong, [-1, 1])
+    torch.testing.assert_close(mended(signs * x, t), signs * mended(x, t))
+    torch.testing.assert_close(mended(x, t), exact(x, t))  # the error is odd: it cancels
+    torch.testing.assert_close(Symmetric(exact, [-1, 1])(x, t), exact(x, t))
+    assert float((wrong(x, t) - exact(x, t)).abs().max()) > 0.01
+
+
+def test_samples_of_symmetric_are_on_both_sides_alike(device, generator):
+    """Of two points, one has been given too much weight."""
+    points = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], device=device)[[0, 0, 1]]
+    shares = []
+    for denoiser in (EmpiricalDenoiser(points), Symmetric(EmpiricalDenoiser(points), (-1, 1))):
+        z = sampling.sample(denoiser, (4000, 2), steps=60, generator=generator(1), device=device)
+        shares.append(float((z[:, 0] < 0).double().mean()))
+    assert shares[0] == pytest.approx(2 / 3, abs=0.03)
+    assert shares[1] == pytest.approx(1 / 2, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("signs", "mean", "words"),
+    [((-1,), 0.0, "2 numbers"), ((-1, 0.5), 0.0, "2 numbers"), ((-1, 1), 1.0, "non-zero mean")],
+)
+def test_symmetric_refuses(signs, mean, words):
+    identity = datasets.Standardizer(torch.full((2,), mean), torch.ones(2))
+    denoiser = EmpiricalDenoiser(torch.zeros(3, 2), standardizer=identity)
+    with pytest.raises(ValueError, match=words):
+        Symmetric(denoiser, signs)

@@ -5,7 +5,8 @@ python book/tools/modes.py                 # some minutes of two cores
 The third component of 49 states of the noisy Lorenz 63 is observed, every fourth of them.  The
 modes are found by weak-constraint 4D-Var from trajectories of the prior; samples and paths of the
 particle filter are counted by the mode that their own descent ends in.  A mode and its image under
-(x, y) to (-x, -y) hold the same share exactly.  Results go to book/results/posterior.json.
+(x, y) to (-x, -y) hold the same share exactly; "symmetric" are samples of the denoiser averaged
+over this symmetry, at twice the cost.  Results go to book/results/posterior.json.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ddmlib import assimilation as da
 from ddmlib import datasets
+from ddmlib.denoisers import Symmetric
 
 LENGTH, EVERY, STD = 49, 4, 0.1  # states, states between observations, standardised std
 MIRROR = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
@@ -67,7 +69,10 @@ def main() -> None:
     modes, costs = modes[costs < 8], costs[costs < 8]
     setting = OURS["ours"]
     denoiser = network(setting.weights, options.weights)
-    x = samples(setting, denoiser, observation, options.samples, 0, LENGTH)
+    drawn = {
+        name: samples(setting, of, observation, options.samples, 0, LENGTH)
+        for name, of in (("ours", denoiser), ("symmetric", Symmetric(denoiser, MIRROR.tolist())))
+    }
     paths = da.bootstrap_filter(
         CHAIN,
         observation,
@@ -82,7 +87,7 @@ def main() -> None:
         "costs": [round(v, 3) for v in costs.tolist()],
         "mirror": distance.argmin(-1).tolist(),
         "mirror_distance": round(float(distance.min(-1).values.max()), 4),
-        "ours": shares(x, observation, modes),
+        **{name: shares(x, observation, modes) for name, x in drawn.items()},
         "filter": shares(paths, observation, modes),
         "samples": options.samples,
         "evaluations": setting.cost(denoiser),

@@ -19,7 +19,7 @@ trajectories: `Denoiser.event` counts these axes.
 
 from .exact import EmpiricalDenoiser, GaussianDenoiser
 from .network import HEADS, NetworkDenoiser, denoising_loss, loss_at_levels, normalise
-from .parts import ByLevel
+from .parts import ByLevel, Symmetric
 from .protocol import (
     Denoiser,
     diffuse,
@@ -38,6 +38,7 @@ __all__ = [
     "EmpiricalDenoiser",
     "GaussianDenoiser",
     "NetworkDenoiser",
+    "Symmetric",
     "denoising_loss",
     "diffuse",
     "loss_at_levels",

@@ -1,4 +1,4 @@
-"""Several denoisers, each where it serves best."""
+"""Denoisers made of others: each where it serves best, or averaged over a symmetry."""
 
 from collections.abc import Sequence
 
@@ -51,3 +51,45 @@ class ByLevel(Denoiser):
                 x_0 = here if x_0 is None else torch.where(mine, here, x_0)
         assert x_0 is not None
         return x_0
+
+
+class Symmetric(Denoiser):
+    """A denoiser averaged over a mirror symmetry of the data: x̂(x) = (D(x) + M D(M x))/2.
+
+    The conditional mean of a symmetric law has the symmetry, x̂(M x) = M x̂(x), which a network
+    learns only roughly; the average has it exactly, and errors that the mirror turns round cancel.
+    An evaluation costs two.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    signs : sequence of float
+        The diagonal of M, +1 or -1 for each component: (-1, -1, 1) for Lorenz 63.
+
+    Raises
+    ------
+    ValueError
+        If ``signs`` does not fit, or a component that changes its sign has a mean other than zero.
+    """
+
+    def __init__(self, denoiser: Denoiser, signs: Sequence[float]) -> None:
+        self.denoiser, self.signs = denoiser, torch.as_tensor(signs, dtype=torch.float32)
+        self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer
+        self.event, self.ratios = denoiser.event, denoiser.ratios
+        self.elementwise = denoiser.elementwise
+        mean = denoiser.standardizer.mean
+        if self.signs.shape != mean.shape or not bool((self.signs.abs() == 1).all()):
+            raise ValueError(f"signs must be {len(mean)} numbers, +1 or -1, got {list(signs)}")
+        if bool((mean[self.signs.to(mean) < 0] != 0).any()):
+            raise ValueError(f"signs must keep components of non-zero mean, {mean.tolist()}")
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the denoiser."""
+        return self.denoiser.device
+
+    def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Return the average of x̂ and its mirror image; see `Denoiser.denoise`."""
+        signs = self.signs.to(x_t)
+        here, there = self.denoiser.denoise(torch.stack((x_t, signs * x_t)), alpha_t, sigma_t)
+        return (here + signs * there) / 2
