@@ -1,6 +1,7 @@
 """Posteriors of the noisy Lorenz 63 of chapter 08 by diffusion: R23's settings, and ours.
 
 python book/tools/posterior.py r23 --networks noisy-lorenz63-conv --observations 4 --samples 256
+python book/tools/posterior.py figure --observations 1 --samples 64   # R23's Figure 2, in small
 python book/tools/posterior.py same --observations 4 --samples 256   # R23's, our network
 python book/tools/posterior.py past           # one setting for both processes
 python book/tools/posterior.py parts          # what each part of the setting is good for
@@ -175,27 +176,34 @@ def summary(
     }
 
 
-def reproduced(options: argparse.Namespace) -> dict[str, Any]:
-    """R23's settings, network by network."""
+def recipes_of(
+    networks: list[str], corrections: tuple[int, ...], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the scores of R23's recipe, network by network."""
     return {
         f"{weights} C={c} {process}": summary(
             f"r23-{weights}-{c}", r23(weights, c), process, options
         )
-        for weights in options.networks
-        for c in (1, 4)
+        for weights in networks
+        for c in corrections
         for process in PROCESSES
     }
+
+
+def reproduced(options: argparse.Namespace) -> dict[str, Any]:
+    """R23's settings."""
+    return recipes_of(options.networks, (1, 4), options)
+
+
+def figure(options: argparse.Namespace) -> dict[str, Any]:
+    """R23's Figure 2 in small: windows of all sizes and the convolution against corrections."""
+    windows = [f"noisy-lorenz63-window-k{k}" for k in range(1, 5)]
+    return recipes_of([*windows, "noisy-lorenz63-conv"], (0, 1, 4), options)
 
 
 def same(options: argparse.Namespace) -> dict[str, Any]:
     """R23's recipe with the network of our setting, which leaves the recipe as the difference."""
-    weights, c = OURS["ours"].weights, 4
-    return {
-        f"{weights} C={c} {process}": summary(
-            f"r23-{weights}-{c}", r23(weights, c), process, options
-        )
-        for process in PROCESSES
-    }
+    return recipes_of([OURS["ours"].weights], (4,), options)
 
 
 def past(options: argparse.Namespace) -> dict[str, Any]:
@@ -264,7 +272,14 @@ def standard_error(x: Tensor) -> float:
     return float(x.std() / math.sqrt(len(x)))
 
 
-PARTS = {"r23": reproduced, "same": same, "past": past, "parts": parts, "calibration": calibration}
+PARTS = {
+    "r23": reproduced,
+    "figure": figure,
+    "same": same,
+    "past": past,
+    "parts": parts,
+    "calibration": calibration,
+}
 
 
 def main() -> None:
@@ -281,13 +296,8 @@ def main() -> None:
     rows = PARTS[options.part](options)
     command = f"python book/tools/posterior.py {options.part}"
     command += "" if options.part == "parts" else f" --observations {options.observations}"
-    command += {
-        "r23": f" --samples {options.samples} --networks {' '.join(options.networks)}",
-        "same": f" --samples {options.samples}",
-        "past": f" --samples {options.samples}",
-        "parts": f" --samples {options.samples}",
-        "calibration": "",
-    }[options.part]
+    command += "" if options.part == "calibration" else f" --samples {options.samples}"
+    command += f" --networks {' '.join(options.networks)}" if options.part == "r23" else ""
     store(options.out, options.part, rows, command)
 
 
