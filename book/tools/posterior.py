@@ -162,7 +162,8 @@ def summary(
         for key, value in table.items()
         if key not in ("cost", "seconds")
     }
-    result["coverage_error"] = round(standard_error(table["coverage"]), 4)
+    if len(rows) > 1:
+        result["coverage_error"] = round(standard_error(table["coverage"]), 4)
     paths = [reference(process, index, options.folder)["a"] for index in every]
     variance = torch.stack([x.var(0).sum() for x in paths]).double()
     pooled = (table["spread"].square() * variance).sum() / variance.sum()
