@@ -294,7 +294,7 @@ def test_trajectories_are_guided_as_flat_states_are(generator):
         torch.testing.assert_close(on_path(x_t, t), expected)
     assert on_path(x_t[0], 0.3).shape == (3, 2)
     # Langevin steps too are as long as the whole trajectory says
-    options = {"steps": 3, "corrections": 1, **DOUBLE}
+    options = {"steps": 3, "corrections": 1, "ratios": (2e-3, 80.0), **DOUBLE}
     on_path, on_flat = (
         sampling.sample(guided, shape, generator=generator(1), **options)
         for guided, shape in ((on_path, (4, 3, 2)), (on_flat, (4, 6)))

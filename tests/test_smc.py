@@ -121,10 +121,10 @@ def test_trajectories_of_a_chain(device, generator):
     y = torch.tensor([[1.0], [-0.5], [0.3]], dtype=DOUBLE, device=device)
     guided = PiGDM(inner, da.Observation(y, first, 0.4, every=2))
     found = smc.twisted(
-        guided, (32, 256, length, 1), steps=16, generator=generator(4), device=device, dtype=DOUBLE
+        guided, (32, 256, length, 1), steps=19, generator=generator(4), device=device, dtype=DOUBLE
     )
     h = torch.eye(length).double()[::2]
-    law = sampler_law(inner, length, 16, (length, 1))
+    law = sampler_law(inner, length, 19, (length, 1))
     mean, covariance, evidence = posterior(*law, h, y[:, 0].cpu(), 0.4)
     x = found.samples.reshape(-1, length).cpu()
     assert float(((x.mean(0) - mean) / covariance.diag().sqrt()).abs().max()) < 0.1

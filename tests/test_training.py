@@ -362,7 +362,7 @@ def test_progress_records():
     assert [r.loss for r in records] == [2.5, 6.5, 9.5]  # means since the last report
     assert [r.lr for r in records] == pytest.approx([0.07, 0.03, 0.01])
     assert all(r.samples_per_second > 0 for r in records)
-    assert records[0]._fields == ("step", "loss", "lr", "samples_per_second")
+    assert records[0]._fields == ("step", "loss", "lr", "samples_per_second", "seconds")
 
 
 @pytest.fixture
