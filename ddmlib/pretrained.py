@@ -172,7 +172,8 @@ def train(
         },
         "metrics": {},
     }
-    training.save_tensors(folder / f"{name}.safetensors", trained.state_dict(), {"name": name})
+    tensors = {k: v.to(recipe.stored) for k, v in trained.state_dict().items()}
+    training.save_tensors(folder / f"{name}.safetensors", tensors, {"name": name})
     write_card(details, folder)
     return details
 

@@ -71,6 +71,8 @@ def test_shipped_card_says_how_the_weights_were_made(name):
     assert card["model"] == json.loads(json.dumps(recipe.model))
     assert {"steps", "batch", "seed"} <= card["training"].keys()
     assert {"device", "minutes", "torch", "python"} <= card["made_on"].keys()
+    tensors, _ = training.load_tensors(pretrained.WEIGHTS / f"{name}.safetensors")
+    assert {value.dtype for value in tensors.values()} == {recipe.stored}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

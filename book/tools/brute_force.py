@@ -13,11 +13,7 @@ windows, because the windows of one trajectory are not independent.
 """
 
 import argparse
-import datetime
-import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from torch import Tensor
 
 from ddmlib import ensembles, events
 
-OUT = Path(__file__).parents[1] / "results" / "brute-force.json"
+OUT = results.FOLDER / "brute-force.json"
 FIRST_SEED = 10_000  # far from those of training and test data
 
 
@@ -92,19 +89,6 @@ def interval(counts: int, squares: int, trajectories: int, windows: int) -> tupl
     return p, p * math.exp(-reach / p), p * math.exp(reach / p)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Return what is stored so far."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    """Write the results atomically: a kill at any moment loses one chunk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)
-
-
 def run(
     name: str, number: float, chunk: int, path: Path = OUT, device: str | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -125,7 +109,7 @@ def run(
     """
     case = CASES[name]
     at = thresholds(case)
-    entry: dict[str, Any] = load(path).get(name) or {
+    entry: dict[str, Any] = results.load(path).get(name) or {
         "chunk": chunk,
         "chunks": 0,
         "windows": case.windows,
@@ -142,17 +126,14 @@ def run(
         entry["chunks"] += 1
         n, zero = entry["chunks"] * chunk, int(at.abs().argmin())
         p, low, high = interval(entry["counts"][zero], entry["squares"][zero], n, case.windows)
-        entry |= {
-            "command": f"python book/tools/brute_force.py {name} --number {number:g}",
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
+        entry |= results.made(f"python book/tools/brute_force.py {name} --number {number:g}") | {
             "trajectories": n,
             "number": n * case.windows,
             "probability": p,
             "interval": [low, high],
         }
-        save(load(path) | {name: entry}, path)  # read again: another case may run beside this one
+        # read again: another case may run beside this one
+        results.save(results.load(path) | {name: entry}, path)
         yield entry
 
 

@@ -3,11 +3,7 @@
 python book/tools/evaluations.py            # a few minutes on two cores
 """
 
-import datetime
-import json
-import platform
-from pathlib import Path
-
+import results
 import torch
 
 from ddmlib import metrics, pretrained, recipes, sampling
@@ -45,17 +41,12 @@ def main() -> None:
         row = {"method": method, "eta": eta, "spacing": spacing, "evaluations": evaluations}
         rows.append(row | {"hellinger": round(h, 5), "excess": round(metrics.excess(h, floor), 5)})
         print(rows[-1], flush=True)
-    result = {
-        "command": "python book/tools/evaluations.py",
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
+    result = results.made("python book/tools/evaluations.py") | {
         "samples": SAMPLES,
         "floor": round(floor, 5),
         "rows": rows,
     }
-    folder = Path(__file__).parents[1] / "results"
-    (folder / "evaluations.json").write_text(json.dumps(result, indent=1) + "\n")
+    results.save(result, results.FOLDER / "evaluations.json")
 
 
 if __name__ == "__main__":

@@ -13,22 +13,21 @@ the same number.  Results go to book/results/event-samples.json.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
-from brute_force import CASES, Case, load, save
+from brute_force import CASES, Case
 from torch import Tensor
 
 from ddmlib import events, metrics, pretrained, sampling
 from ddmlib.recipes import trajectories
 
-OUT = Path(__file__).parents[1] / "results" / "event-samples.json"
+OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 BINS, CHUNK = 128, 256
@@ -128,8 +127,7 @@ def main() -> None:
     many, number, steps, pilot = (32, 16, 4, 16) if small else (10**5, 10**4, 64, 256)
     denoiser = untrained(name) if small else pretrained.load(name)[0]
     event = above(case.event, -2.0) if small else case.event
-    entry: dict[str, Any] = load(options.out).get(system) or {
-        "command": f"python book/tools/event_samples.py {system}",
+    entry: dict[str, Any] = results.load(options.out).get(system) or {
         "weights": name,
         "samples": number,
         "steps": steps,
@@ -137,13 +135,8 @@ def main() -> None:
     }
 
     def keep(part: str, value: dict[str, Any]) -> None:
-        entry[part] = value
-        entry.update(
-            date=datetime.date.today().isoformat(),
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-        )
-        save(load(options.out) | {system: entry}, options.out)
+        entry.update(results.made(f"python book/tools/event_samples.py {system}") | {part: value})
+        results.save(results.load(options.out) | {system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
     if "unconditional" not in entry:

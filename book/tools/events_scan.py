@@ -13,22 +13,21 @@ every threshold.  Results go to book/results/events-scan.json.
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import brute_force
+import results
 import torch
 from event_samples import above, untrained
 
 from ddmlib import events, pretrained, sampling
 from ddmlib.events import paths
 
-OUT = Path(__file__).parents[1] / "results" / "events-scan.json"
+OUT = results.FOLDER / "events-scan.json"
 TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 REPEATED = 1e-3  # where an estimate is repeated
 CHUNK = 256
@@ -79,7 +78,7 @@ class Scan:
         name, case, self.plain = SYSTEMS[system]
         self.event, self.small = brute_force.CASES[case].event, small
         self.denoiser = untrained(name) if small else pretrained.load(name)[0]
-        known = brute_force.load(truth).get(case)
+        known = results.load(truth).get(case)
         if known is None:
             raise SystemExit(f"error: no {case} in {truth.name}: run brute_force.py first")
         self.thresholds: list[float] = known["thresholds"]
@@ -147,8 +146,7 @@ def main() -> None:
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
     start, scan = time.perf_counter(), Scan(options.system, options.small, options.truth)
-    entry: dict[str, Any] = brute_force.load(options.out).get(options.system) or {
-        "command": f"python book/tools/events_scan.py {options.system}",
+    entry: dict[str, Any] = results.load(options.out).get(options.system) or {
         "weights": SYSTEMS[options.system][0],
         "steps": scan.steps,
         "settings": scan.methods,
@@ -167,12 +165,8 @@ def main() -> None:
             entry[part].append(value)
         else:
             entry[part] = value
-        entry.update(
-            date=datetime.date.today().isoformat(),
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-        )
-        brute_force.save(brute_force.load(options.out) | {options.system: entry}, options.out)
+        entry.update(results.made(f"python book/tools/events_scan.py {options.system}"))
+        results.save(results.load(options.out) | {options.system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value)[:150], flush=True)
 
     while (done := entry["model"]["samples"]) < scan.plain:

@@ -10,10 +10,8 @@ unbiased for, and what their intervals are to cover.  Results go to book/results
 """
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import results
 import scipy.stats
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from ddmlib import events, sampling
 from ddmlib.denoisers import Denoiser, GaussianDenoiser
 from ddmlib.events import paths
 
-OUT = Path(__file__).parents[1] / "results" / "half_space.json"
+OUT = results.FOLDER / "half_space.json"
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 MEAN, COVARIANCE = torch.tensor([0.5, -0.3], **DOUBLE), torch.tensor([[1, 0.8], [0.8, 1]], **DOUBLE)
 DIRECTION = torch.tensor([1.0, 1.0], **DOUBLE)
@@ -216,11 +215,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     start = time.perf_counter()
-    result: dict[str, Any] = {
-        "command": "python book/tools/half_space.py",
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
+    result: dict[str, Any] = results.made("python book/tools/half_space.py") | {
         "conditional": [rounded(conditional(p)) for p in (0.1, 1e-4)],
         "accuracy": {},
         "coverage": {},
@@ -236,7 +231,7 @@ def main() -> None:
             entry = rounded(coverage(name, method, options.repetitions, samples))
             result["coverage"][name].append(entry)
             print(f"{time.perf_counter() - start:.0f} s", entry, flush=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    results.save(result, options.out)
 
 
 if __name__ == "__main__":

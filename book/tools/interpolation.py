@@ -7,22 +7,19 @@ Results go to book/results/interpolation.json, part by part.
 """
 
 import argparse
-import datetime
 import functools
-import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import results
 import torch
 from torch import Tensor
 
 from ddmlib import assimilation as da
 from ddmlib import datasets, denoisers, dynamics, pretrained, sampling
 
-OUT = Path(__file__).parents[1] / "results" / "interpolation.json"
+OUT = results.FOLDER / "interpolation.json"
 B = torch.tensor([[0.520, 0.747, 0.0], [0.747, 1.378, 0.001], [0.0, 0.001, 1.177]])  # F24's
 DIAGONAL = B.diag().diag()
 MEMBERS, STD = 50, 2.0
@@ -302,15 +299,8 @@ def main() -> None:
     asked = parser.parse_args().parts or list(parts)
     for name in asked:
         began, found = time.perf_counter(), parts[name]()
-        result = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
-        result |= {
-            "command": "python book/tools/interpolation.py",
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            name: found,
-        }
-        OUT.write_text(json.dumps(result, indent=1) + "\n")
+        made = results.made("python book/tools/interpolation.py")
+        results.save(results.load(OUT) | made | {name: found}, OUT)
         print(name, "took", round(time.perf_counter() - began), "s", flush=True)
 
 

@@ -8,13 +8,11 @@ missing; what they say of themselves goes to book/results/posterior.json.
 """
 
 import argparse
-import datetime
 import functools
-import json
-import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import results
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from ddmlib import assimilation as da
 from ddmlib import datasets, dynamics, metrics
 from ddmlib.recipes import noisy_lorenz63
 
-OUT = Path(__file__).parents[1] / "results" / "posterior.json"
+OUT = results.FOLDER / "posterior.json"
 FOLDER = Path("build/posterior")
 LENGTH, PATHS = noisy_lorenz63.LENGTH, 1024
 PARTICLES, R23S = 2**20, 2**14
@@ -147,17 +145,10 @@ def describe(problem: Case, x: Tensor) -> dict[str, float]:
 
 def store(out: Path, part: str, rows: dict[str, Any], command: str) -> None:
     """Put one part of the results into a file, with the command, date and versions."""
-    stored = json.loads(out.read_text()) if out.exists() else {}
+    stored = results.load(out)
     stored[part] = stored.get(part, {}) | rows
-    stored["made"] = stored.get("made", {}) | {
-        part: {
-            "command": command,
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-    }
-    out.write_text(json.dumps(stored, indent=1) + "\n")
+    stored["made"] = stored.get("made", {}) | {part: results.made(command)}
+    results.save(stored, out)
 
 
 def main() -> None:

@@ -7,14 +7,13 @@ DAPPER runs each method on its own truths, one seed after another; ours on many 
 Both average the instantaneous RMSE of the analysis over about 1000 observations after a burn-in.
 """
 
-import datetime
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
 
 from ddmlib import assimilation as da
@@ -80,16 +79,11 @@ def main() -> None:
     for name, method in methods().items():
         rows[name] = {"ours": ours(method), "dapper": theirs(name)}
         print(name, rows[name], flush=True)
-    result = {
-        "command": "python book/tools/sakov2012.py",
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
+    result = results.made("python book/tools/sakov2012.py") | {
         "dapper": "1.7.1",
         "rows": rows,
     }
-    folder = ROOT / "book" / "results"
-    (folder / "sakov2012.json").write_text(json.dumps(result, indent=1) + "\n")
+    results.save(result, results.FOLDER / "sakov2012.json")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ was interrupted goes on where it stopped.  Delete the file to start afresh.
 
 import argparse
 import copy
-import datetime
 import functools
 import itertools
-import json
 import math
-import platform
 from pathlib import Path
 
+import results
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from torch import Tensor, nn
 from ddmlib import datasets, dynamics, metrics, networks, pretrained, training
 from ddmlib import surrogates as s
 
-FOLDER = Path(__file__).parents[1] / "results"
 SEEDS = (0, 1, 2)
 STEPS = 10  # of dt = 0.01: the increment of F24
 STATES, LARGE = 2**16, 2**20
@@ -43,24 +40,20 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = json.loads(path.read_text()) if path.exists() else {}
+        self.data = results.load(path)
 
     def __call__(self, part: str, key: str, compute) -> dict | list:
         entries = self.data.setdefault(part, {})
         if key not in entries:
             entries[key] = rounded(compute())
             full = " --full" if self.path.stem.endswith("full") else ""
-            self.data |= {
-                "command": f"python book/tools/surrogates_scan.py{full}",
-                "date": datetime.date.today().isoformat(),
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
+            self.data |= results.made(f"python book/tools/surrogates_scan.py{full}") | {
                 "settings": {
                     "states": STATES, "seeds": SEEDS, "steps": STEPS, "leads": LEADS,
                     "penalties": PENALTIES, "starts": STARTS, "late": LATE,
                 },
             }  # fmt: skip
-            self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+            results.save(self.data, self.path)
             print(part, key, str(entries[key])[:150], flush=True)
         return entries[key]
 
@@ -545,7 +538,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.full:
         globals().update(LARGE=2**23, FIRST=32_000, LAST=2**18, SHORT=10_000)
-    store = Store(FOLDER / ("surrogates-full.json" if arguments.full else "surrogates.json"))
+    store = Store(
+        results.FOLDER / ("surrogates-full.json" if arguments.full else "surrogates.json")
+    )
     for name in arguments.parts or PARTS:
         PARTS[name](store)
 

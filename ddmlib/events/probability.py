@@ -287,7 +287,6 @@ def _sampler(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the grid of `sampling.sample` with these settings, and a tensor like its samples."""
-    if device is None and isinstance(denoiser, torch.nn.Module):
-        device = next(denoiser.parameters()).device
+    device = denoiser.device if device is None else device
     grid = sampling.times_for(denoiser, steps, spacing=spacing, ratios=ratios)
     return grid, torch.zeros((), device=device, dtype=dtype)

@@ -28,3 +28,4 @@ class Recipe:
     seed: int = 0
     uses_features: bool = True
     small: int = 2**14  # samples of the test that measures the weights anew
+    stored: torch.dtype = torch.float32  # on disk; halves where the metric does not notice

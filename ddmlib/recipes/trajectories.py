@@ -163,6 +163,7 @@ def _recipe(system: str, trajectories: int, description: str) -> Recipe:
         lr=3e-3,
         decay=0.9995,
         uses_features=False,
+        stored=torch.float16,
     )
 
 

@@ -1,0 +1,35 @@
+"""The stored results of long runs: where they lie, how they are written, and what made them."""
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parents[1] / "results"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return what is stored so far; nothing where there is no file."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """Write results atomically: a kill at any moment loses only what came last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(path)
+
+
+def made(command: str) -> dict[str, str]:
+    """Return what a result says of its making: the command, the date and the versions."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
