@@ -118,8 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in measured(options):
         rows.append(row)
         print(line(row) + (f"\n    {row.note}" if row.note else ""), flush=True)
-        if options.json:  # after each row, so that a kill loses only what was not yet measured
-            options.json.write_text(json.dumps(record(rows), indent=1, ensure_ascii=False) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(record(rows), indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -95,14 +95,12 @@ def draws(
     denoiser: Any, event: events.Constraint, number: int, steps: int, pilot: int
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
-    shape, ratios = (number, *event.shape), denoiser.ratios
-    grid = sampling.times_for(denoiser, steps, ratios=ratios)
+    shape, grid = (number, *event.shape), sampling.times_for(denoiser, steps)
     plain = events.EventGuidance(denoiser, event)
 
-    def sample(guided: events.EventGuidance, **settings: Any) -> Tensor:
-        settings = {"steps": steps, "ratios": ratios} | settings
+    def sample(guided: events.EventGuidance, steps: int = steps, **settings: Any) -> Tensor:
         return sampling.sample(
-            guided, shape, method="multistep", eta=1.0, chunk=CHUNK,
+            guided, shape, steps=steps, method="multistep", eta=1.0, chunk=CHUNK,
             generator=torch.Generator().manual_seed(4), **settings,
         )  # fmt: skip
 
@@ -115,8 +113,8 @@ def draws(
 
     def twisted() -> Tensor:
         return events.twisted_samples(
-            denoiser, event, number, excess=2, steps=steps, ratios=ratios, pilot=pilot,
-            chunk=CHUNK, generator=torch.Generator().manual_seed(6),
+            denoiser, event, number, excess=2, steps=steps, pilot=pilot, chunk=CHUNK,
+            generator=torch.Generator().manual_seed(6),
         )  # fmt: skip
 
     return {

@@ -91,7 +91,7 @@ class Scan:
         if small:
             self.chosen, self.repeated = [-2.0, -1.5], -2.0
             self.methods, self.steps, self.plain = SMALL, 4, 64
-        self.on: dict[str, Any] = {"steps": self.steps, "ratios": self.denoiser.ratios}
+        self.on: dict[str, Any] = {"steps": self.steps}
 
     def count(self, start: int, seed: int) -> dict[str, Any]:
         """Return counts of plain samples above each threshold, of one chunk of seed ``seed``."""
@@ -117,7 +117,7 @@ class Scan:
     def gap(self, c: float, seed: int) -> dict[str, Any]:
         """Return, of guided paths inside E, the mean of log p/q, and the log of the mean of p/q."""
         event = above(self.event, c)
-        grid = sampling.times_for(self.denoiser, self.steps, ratios=self.denoiser.ratios)
+        grid = sampling.times_for(self.denoiser, self.steps)
         like = torch.zeros((), device=self.denoiser.device)
         on: dict[str, Any] = {"rule": "multistep", "like": like}
         on["generator"] = torch.Generator().manual_seed(seed)
