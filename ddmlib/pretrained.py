@@ -142,6 +142,7 @@ def train(
         loss,
         steps=settings["steps"],
         lr=recipe.lr,
+        clip=recipe.clip,
         warmup=settings["steps"] // 100,
         generator=generator,
         average=average,
@@ -162,6 +163,7 @@ def train(
         "model": recipe.model,
         "training": settings
         | {"lr": recipe.lr, "lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
+        | ({"clip": recipe.clip} if recipe.clip else {})
         | {"final_loss": last},
         "made_on": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

@@ -147,6 +147,7 @@ def fit(
     lr_schedule: str = "cosine",
     warmup: int = 0,
     weight_decay: float = 0.0,
+    clip: float | None = None,
     average: Average | None = None,
     samples_per_step: int = 0,
     report_every: int = 100,
@@ -168,6 +169,8 @@ def fit(
     lr, lr_schedule, warmup, weight_decay
         Peak learning rate, its decline ("cosine", "linear", "constant"), linear warm-up in steps,
         and decoupled weight decay.
+    clip : float, optional
+        Largest norm of a gradient; longer ones are shortened to it.
     average : Average, optional
         Updated after each step.
     samples_per_step : int
@@ -192,12 +195,14 @@ def fit(
     checks.count("steps", steps)
     checks.positive("lr", lr)
     checks.count("warmup", warmup, 0)
+    if clip is not None:
+        checks.positive("clip", clip)
     checks.choice("lr_schedule", lr_schedule, ("cosine", "linear", "constant"))
     checks.count("report_every", report_every)
     checks.count("checkpoint_every", checkpoint_every)
     optimiser = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     run = {"steps": steps, "lr": lr, "lr_schedule": lr_schedule, "warmup": warmup}
-    run |= {"weight_decay": weight_decay, "decay": average.decay if average else None}
+    run |= {"weight_decay": weight_decay, "clip": clip, "decay": average.decay if average else None}
     done, spent = 0, 0.0
     if checkpoint is not None and Path(checkpoint).exists():
         done, spent = load_checkpoint(checkpoint, module, optimiser, average, generator, run)
@@ -209,6 +214,8 @@ def fit(
         optimiser.zero_grad(set_to_none=True)
         value = loss(generator)
         value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
         optimiser.step()
         if average is not None:
             average.update(module, step)

@@ -330,7 +330,8 @@ def test_average_follows_its_formula():
     assert module.weight.item() == 121
 
 
-def test_a_step_is_adamw():
+@pytest.mark.parametrize("clip", [None, 0.5, 1e6])
+def test_a_step_is_adamw(clip):
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 1), nn.Linear(3, 1)
     theirs.load_state_dict(ours.state_dict())
@@ -340,9 +341,15 @@ def test_a_step_is_adamw():
         optimiser.param_groups[0]["lr"] = training.learning_rate(k, 30, 0.02, "cosine", 4)
         optimiser.zero_grad()
         (theirs(x) - y).square().mean().backward()
+        if clip == 0.5:
+            norm = math.hypot(*(float(p.grad.norm()) for p in theirs.parameters()))
+            assert (norm > clip) or k > 3  # the first gradients are shortened
+            for p in theirs.parameters():
+                p.grad *= min(1.0, clip / norm)
         optimiser.step()
     g = torch.Generator()
     settings = {"steps": 30, "lr": 0.02, "weight_decay": 0.1, "warmup": 4, "generator": g}
+    settings["clip"] = clip
     list(training.fit(ours, lambda _: (ours(x) - y).square().mean(), **settings))
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
 
@@ -460,6 +467,7 @@ def test_training_converges_to_the_gaussian_oracle(device):
         ({"checkpoint_every": 1.5}, TypeError, "checkpoint_every"),
         ({"warmup": -1}, ValueError, "warmup"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay"),
+        ({"clip": 0.0}, ValueError, "clip must be positive"),
     ],
 )
 def test_fit_refuses(changes, error, words):

@@ -25,6 +25,7 @@ class Recipe:
     budgets: dict[str, dict[str, Any]]
     lr: float = 1e-3
     decay: float = 0.999
+    clip: float | None = None  # largest norm of a gradient
     seed: int = 0
     uses_features: bool = True
     small: int = 2**14  # samples of the test that measures the weights anew

@@ -128,7 +128,9 @@ def measure_trajectories(
     }
 
 
-def _recipe(system: str, trajectories: int, description: str) -> Recipe:
+def _recipe(
+    system: str, trajectories: int, description: str, clip: float | None = None
+) -> Recipe:
     standardizer = STANDARDIZERS[system]
     length, d = EVENTS[system].shape
     return Recipe(
@@ -162,6 +164,7 @@ def _recipe(system: str, trajectories: int, description: str) -> Recipe:
         },
         lr=3e-3,
         decay=0.9995,
+        clip=clip,
         uses_features=False,
         stored=torch.float16,
     )
@@ -178,6 +181,6 @@ RECIPES: dict[str, Recipe] = {
         "fitzhugh-nagumo", 2**16, "Trajectories of two coupled FitzHugh-Nagumo cells, 60 states."
     ),
     "double-pendulum-trajectories": _recipe(
-        "double-pendulum", 2**16, "Trajectories of the double pendulum, 60 states."
+        "double-pendulum", 2**16, "Trajectories of the double pendulum, 60 states.", clip=1.0
     ),
 }
