@@ -3,10 +3,11 @@
 import brute_force
 import event_samples
 import events_scan
+import plain_samples
 import pytest
 import torch
 
-from ddmlib import events
+from ddmlib import events, metrics
 
 
 def test_thresholds_are_chosen_where_the_truth_is_near_the_targets():
@@ -43,5 +44,29 @@ def test_the_judge_sees_what_is_outside_and_what_is_distorted():
 
 
 def test_systems_are_those_of_the_truth():
-    assert {case for _, case, _ in events_scan.SYSTEMS.values()} <= set(brute_force.CASES)
-    assert set(event_samples.SYSTEMS) <= set(brute_force.CASES)
+    assert {*events_scan.SYSTEMS, *event_samples.SYSTEMS} <= set(brute_force.CASES)
+    assert set(plain_samples.SYSTEMS.values()) <= set(brute_force.CASES)
+
+
+def test_counts_of_plain_samples_go_on_from_where_they_were(tmp_path):
+    name = "fitzhugh-nagumo-trajectories"
+    network = plain_samples.untrained(name)
+
+    def counted(path, *chunks):
+        for number in chunks:
+            *_, entry = plain_samples.run(name, network, number, 8, path)
+        return entry
+
+    at_once = counted(tmp_path / "a.json", 2)
+    in_two = counted(tmp_path / "b.json", 1, 2)
+    assert at_once["samples"] == sum(at_once["cells"]) == 16
+    assert in_two["counts"] == at_once["counts"]
+    assert at_once["counts"][0] > at_once["counts"][-1]
+
+
+def test_histograms_of_counts_have_the_distance_of_their_samples():
+    a, b = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    b, limits = 1.1 * b + 0.2, (-2.0, 2.0)
+    found = plain_samples.distance(*(plain_samples.cells(c, limits) for c in (a, b)))
+    known = metrics.total_variation(a, b, bins=plain_samples.BINS, limits=limits)
+    assert found == pytest.approx(known, abs=2e-5)

@@ -1,16 +1,15 @@
-"""Generated trajectories against simulated ones, without and with an event; for chapter 09.
+"""Generated trajectories given an event against simulated ones; for chapter 09.
 
-python book/tools/event_samples.py lorenz63           # hours of two cores
+python book/tools/event_samples.py lorenz63           # half an hour of one core
 python book/tools/event_samples.py fitzhugh-nagumo
 python book/tools/event_samples.py double-pendulum
 python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run
 
-Without an event: the total variation of the histogram of C, 128 bins, as many generated as
-simulated trajectories.  With it: the share inside, the total variation of C, and that of each
-component of the states, for guided samples without and with Langevin corrections, for guidance
-corrected by a pilot, and for twisted samples; nothing is rejected or projected.  The floors are
+The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
+component of the states, for guided samples, guidance corrected by a pilot, guidance that starts
+from noisy twisted samples, and twisted samples; nothing is rejected or projected.  The floors are
 those of other simulated trajectories of the same number.  Results go to
-book/results/event-samples.json.
+book/results/event-samples.json after every part; parts that are there are kept.
 """
 
 import argparse
@@ -23,28 +22,16 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
+from plain_samples import BINS, STEPS, untrained
 from torch import Tensor
 
 from ddmlib import events, metrics, pretrained, sampling
-from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
-BINS, CHUNK = 128, 256
-# what kept most trajectories of Lorenz 63 inside among a few that were tried
-CORRECTIONS: dict[str, Any] = {
-    "corrections": 6,
-    "tau": 0.7,
-    "corrector": "balanced",
-    "corrected": (0.02, 5.0),
-}
-
-
-def untrained(name: str) -> Any:
-    """Return the network of a recipe as it is before training: enough to see that a tool runs."""
-    torch.manual_seed(0)
-    return pretrained.build(pretrained.RECIPES[name].model).eval().requires_grad_(False)
+NUMBER, PILOT, CHUNK = 10**4, 256, 256
+SEEDS, LEVEL = 4, 1.0  # samples from each twisted one, and the noise that is added to it first
 
 
 def above(event: events.Constraint, c: float) -> events.Constraint:
@@ -98,10 +85,10 @@ def draws(
     shape, grid = (number, *event.shape), sampling.times_for(denoiser, steps)
     plain = events.EventGuidance(denoiser, event)
 
-    def sample(guided: events.EventGuidance, steps: int = steps, **settings: Any) -> Tensor:
+    def sample(guided: events.EventGuidance) -> Tensor:
         return sampling.sample(
             guided, shape, steps=steps, method="multistep", eta=1.0, chunk=CHUNK,
-            generator=torch.Generator().manual_seed(4), **settings,
+            generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
     def piloted() -> Tensor:
@@ -111,22 +98,33 @@ def draws(
         )  # fmt: skip
         return sample(events.EventGuidance(denoiser, event, calibration=calibration))
 
-    def twisted() -> Tensor:
+    def twisted(number: int = number) -> Tensor:
         return events.twisted_samples(
             denoiser, event, number, excess=2, steps=steps, pilot=pilot, chunk=CHUNK,
             generator=torch.Generator().manual_seed(6),
         )  # fmt: skip
 
+    def seeded() -> Tensor:
+        generator, t = torch.Generator().manual_seed(7), float(denoiser.schedule.time(LEVEL))
+        again = [
+            sampling.resample(
+                plain, seeds, t=t, members=SEEDS, steps=steps // 2, method="multistep", eta=1.0,
+                spacing="log-ratio", generator=generator,
+            )
+            for seeds in twisted(number // SEEDS).split(CHUNK // SEEDS)
+        ]  # fmt: skip
+        return torch.cat(again).flatten(0, 1)
+
     return {
         "guided": lambda: sample(plain),
-        "corrected": lambda: sample(plain, steps=min(steps, 32), **CORRECTIONS),
         "pilot": piloted,
+        "seeded": seeded,
         "twisted": twisted,
     }
 
 
 def main() -> None:
-    """Measure one system and store it after every part; parts that are there are kept."""
+    """Measure one system as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
@@ -136,7 +134,7 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
-    many, number, steps, pilot = (32, 16, 4, 16) if small else (10**5, 10**4, 64, 256)
+    number, steps, pilot = (16, 4, 16) if small else (NUMBER, STEPS, PILOT)
     denoiser = untrained(name) if small else pretrained.load(name)[0]
     event = above(case.event, -2.0) if small else case.event
     entry: dict[str, Any] = results.load(options.out).get(system) or {
@@ -151,8 +149,6 @@ def main() -> None:
         results.save(results.load(options.out) | {system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
-    if "unconditional" not in entry:
-        keep("unconditional", trajectories.measure_trajectories(system, denoiser, many))
     judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
     keep("floor", judge.floor)
     for part, draw in draws(denoiser, event, number, steps, pilot).items():

@@ -1,14 +1,14 @@
 """Probabilities of events under the trajectory networks, by every estimator; for chapter 10.
 
-python book/tools/events_scan.py lorenz63               # hours of two cores; resumable
-python book/tools/events_scan.py lorenz63-4000          # counts of the small-data network only
-python book/tools/events_scan.py fitzhugh-nagumo
+python book/tools/events_scan.py lorenz63               # hours of one core; resumable
+python book/tools/events_scan.py fitzhugh-nagumo        # at the event itself only
 python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only to see it run
 
 The truth is that of brute_force.py, which comes first: thresholds are chosen where it finds
-P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c) is counted among plain
-samples with the steps that all estimators have.  Settings are fixed here beforehand, the same at
-every threshold.  Results go to book/results/events-scan.json.
+P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with the same steps, is
+counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
+subset simulation, a cross-check without guidance, is run at every third.  Results go to
+book/results/events-scan.json after every estimate; the same command goes on from there.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from typing import Any
 import brute_force
 import results
 import torch
-from event_samples import above, untrained
+from event_samples import above
+from plain_samples import STEPS, untrained
 
 from ddmlib import events, pretrained, sampling
 from ddmlib.events import paths
@@ -31,12 +32,12 @@ OUT = results.FOLDER / "events-scan.json"
 TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 REPEATED = 1e-3  # where an estimate is repeated
 CHUNK = 256
-# system: weights, case of the truth, plain samples
-SYSTEMS = {
-    "lorenz63": ("lorenz63-trajectories", "lorenz63", 2**17),
-    "lorenz63-4000": ("lorenz63-trajectories-4000", "lorenz63", 2**17),
-    "fitzhugh-nagumo": ("fitzhugh-nagumo-trajectories", "fitzhugh-nagumo", 2**16),
+# system: weights, and the thresholds' targets; the event itself is always there
+SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "lorenz63": ("lorenz63-trajectories", TARGETS),
+    "fitzhugh-nagumo": ("fitzhugh-nagumo-trajectories", ()),
 }
+CROSS_CHECKED = 3  # every third threshold, by subset simulation
 METHODS: dict[str, dict[str, Any]] = {
     "smc": {"samples": 2048, "pilot": 256},
     "importance": {"samples": 2048, "pilot": 256},
@@ -58,10 +59,10 @@ def finite(value: Any) -> Any:
     return [finite(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def chosen(truth: dict[str, Any]) -> list[float]:
-    """Return the thresholds at which brute force finds P nearest to the targets."""
+def chosen(truth: dict[str, Any], targets: tuple[float, ...] = TARGETS) -> list[float]:
+    """Return the thresholds at which brute force finds P nearest to the targets, and zero."""
     found = []
-    for target in TARGETS:
+    for target in targets:
         logs = [
             abs(math.log(count / truth["number"] / target)) if count else math.inf
             for count in truth["counts"]
@@ -75,14 +76,14 @@ class Scan:
     """One system: its network, its event, and what the estimators find."""
 
     def __init__(self, system: str, small: bool, truth: Path) -> None:
-        name, case, self.plain = SYSTEMS[system]
-        self.event, self.small = brute_force.CASES[case].event, small
+        name, targets = SYSTEMS[system]
+        self.event = brute_force.CASES[system].event
         self.denoiser = untrained(name) if small else pretrained.load(name)[0]
-        known = results.load(truth).get(case)
+        known = results.load(truth).get(system)
         if known is None:
-            raise SystemExit(f"error: no {case} in {truth.name}: run brute_force.py first")
+            raise SystemExit(f"error: no {system} in {truth.name}: run brute_force.py first")
         self.thresholds: list[float] = known["thresholds"]
-        self.chosen, self.methods, self.steps = chosen(known), METHODS, 64
+        self.chosen, self.methods, self.steps = chosen(known, targets), METHODS, STEPS
         p = [count / known["number"] for count in known["counts"]]
         self.repeated = min(
             self.chosen,
@@ -90,18 +91,17 @@ class Scan:
         )
         if small:
             self.chosen, self.repeated = [-2.0, -1.5], -2.0
-            self.methods, self.steps, self.plain = SMALL, 4, 64
+            self.methods, self.steps = SMALL, 4
         self.on: dict[str, Any] = {"steps": self.steps}
 
-    def count(self, start: int, seed: int) -> dict[str, Any]:
-        """Return counts of plain samples above each threshold, of one chunk of seed ``seed``."""
-        n = min(1024, self.plain - start)
-        z = sampling.sample(
-            self.denoiser, (n, *self.event.shape), method="multistep", eta=1.0, chunk=CHUNK,
-            generator=torch.Generator().manual_seed(seed), **self.on,
-        )  # fmt: skip
-        c = self.event.margin(self.denoiser.standardizer.inverse(z)).cpu()
-        return {"samples": n, "counts": [int((c > at).sum()) for at in self.thresholds]}
+    def wanted(self) -> list[tuple[str, float]]:
+        """Return which method is run at which threshold, in order."""
+        return [
+            (method, c)
+            for k, c in enumerate(self.chosen)
+            for method in self.methods
+            if method != "subset" or k % CROSS_CHECKED == 0
+        ]
 
     def estimate(self, method: str, c: float, seed: int) -> dict[str, Any]:
         """Return one estimate of log P(C > c)."""
@@ -136,7 +136,7 @@ class Scan:
 
 
 def main() -> None:
-    """Measure one system and store it after every part; parts that are there are kept."""
+    """Estimate for one system as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
@@ -150,8 +150,6 @@ def main() -> None:
         "weights": SYSTEMS[options.system][0],
         "steps": scan.steps,
         "settings": scan.methods,
-        "thresholds": scan.thresholds,
-        "model": {"samples": 0, "counts": [0] * len(scan.thresholds)},
         "chosen": scan.chosen,
         "scan": [],
         "gap": [],
@@ -161,22 +159,12 @@ def main() -> None:
     }
 
     def keep(part: str, value: Any) -> None:
-        if isinstance(entry[part], list):
-            entry[part].append(value)
-        else:
-            entry[part] = value
+        entry[part].append(value)
         entry.update(results.made(f"python book/tools/events_scan.py {options.system}"))
         results.save(results.load(options.out) | {options.system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value)[:150], flush=True)
 
-    while (done := entry["model"]["samples"]) < scan.plain:
-        chunk = scan.count(done, 40_000 + done // 1024)
-        counts = [a + b for a, b in zip(entry["model"]["counts"], chunk["counts"], strict=True)]
-        keep("model", {"samples": done + chunk["samples"], "counts": counts})
-    if options.system.endswith("4000"):
-        return
-    wanted = [(method, c) for c in scan.chosen for method in scan.methods]
-    for k, (method, c) in enumerate(wanted[len(entry["scan"]) :], len(entry["scan"])):
+    for k, (method, c) in enumerate(scan.wanted()[len(entry["scan"]) :], len(entry["scan"])):
         keep("scan", scan.estimate(method, c, 50_000 + k))
     for c in scan.chosen[len(entry["gap"]) :]:
         keep("gap", scan.gap(c, 60_000))

@@ -1,0 +1,134 @@
+"""C of trajectories as the networks make them, without an event; for chapters 09 and 10.
+
+python book/tools/plain_samples.py lorenz63-trajectories     # half an hour of one core; resumable
+python book/tools/plain_samples.py lorenz63-trajectories-4000
+python book/tools/plain_samples.py fitzhugh-nagumo-trajectories
+python book/tools/plain_samples.py double-pendulum-trajectories
+python book/tools/plain_samples.py NAME --small --out FILE   # untrained: only to see it run
+
+Counted are the cells of a histogram, 128 between the 0.1 and 99.9 per cent points of as many
+simulated trajectories, and the samples above each threshold of brute_force.py: the model's own
+P(C > c) for the steps that all estimators have.  The total variation between generated and
+simulated trajectories stands beside its floor, that of two sets of simulated ones.  Results go to
+book/results/plain-samples.json after every chunk; the same command goes on from there.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import brute_force
+import results
+import torch
+from brute_force import CASES, Case
+from torch import Tensor
+
+from ddmlib import pretrained, sampling
+
+OUT = results.FOLDER / "plain-samples.json"
+SYSTEMS = {
+    "lorenz63-trajectories": "lorenz63",
+    "lorenz63-trajectories-4000": "lorenz63",
+    "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
+    "double-pendulum-trajectories": "double-pendulum",
+}
+STEPS = 32  # of every sampler of the chapters on events, one evaluation each
+CHUNK, CHUNKS = 1024, 100
+TOGETHER = 256  # trajectories denoised at once
+BINS = 128
+FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
+
+
+def untrained(name: str) -> Any:
+    """Return the network of a recipe as it is before training: enough to see that a tool runs."""
+    torch.manual_seed(0)
+    return pretrained.build(pretrained.RECIPES[name].model).eval().requires_grad_(False)
+
+
+def simulated(case: Case, number: int) -> Tensor:
+    """Return C of that many simulated trajectories, (number,)."""
+    found: list[Tensor] = []
+    length, chunk = case.event.shape[0], max(1, min(4096, number) // case.windows)
+    while sum(map(len, found)) < number:
+        x = case.simulate(
+            chunk, length * case.windows, seed=SIMULATED_SEED + len(found), **case.settings
+        )
+        found.append(case.event.margin(x.unflatten(1, (case.windows, length))).flatten())
+    return torch.cat(found)[:number]
+
+
+def cells(c: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Return how many values lie below, in each of 128 cells between the limits, and above."""
+    edges = torch.linspace(*limits, BINS + 1, dtype=torch.float64)
+    return torch.bincount(torch.bucketize(c.double(), edges), minlength=BINS + 2)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the total variation of two histograms of counts."""
+    return round(float((a / a.sum() - b / b.sum()).abs().sum() / 2), 5)
+
+
+def run(
+    name: str, denoiser: Any, chunks: int, chunk: int, path: Path = OUT
+) -> Iterator[dict[str, Any]]:
+    """Add chunks to the stored counts until there are ``chunks``; yield after each."""
+    case = CASES[SYSTEMS[name]]
+    c = simulated(case, 2 * chunks * chunk)
+    quantiles = torch.tensor([0.001, 0.999], dtype=torch.float64)
+    low, high = torch.quantile(c.double()[: 2**20], quantiles).tolist()
+    ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
+    at = brute_force.thresholds(case)
+    entry: dict[str, Any] = results.load(path).get(name) or {
+        "steps": STEPS,
+        "chunks": 0,
+        "thresholds": [round(float(v), 6) for v in at],
+        "counts": [0] * len(at),
+        "cells": [0] * (BINS + 2),
+    }
+    while entry["chunks"] < chunks:
+        z = sampling.sample(
+            denoiser, (chunk, *case.event.shape), steps=entry["steps"], method="multistep",
+            eta=1.0, chunk=TOGETHER,
+            generator=torch.Generator().manual_seed(FIRST_SEED + entry["chunks"]),
+        )  # fmt: skip
+        margins = case.event.margin(denoiser.standardizer.inverse(z)).cpu()
+        above = [int((margins > float(v)).sum()) for v in at]
+        entry["counts"] = [a + b for a, b in zip(entry["counts"], above, strict=True)]
+        held = torch.tensor(entry["cells"]) + cells(margins, (low, high))
+        entry["chunks"] += 1
+        entry |= results.made(f"python book/tools/plain_samples.py {name}") | {
+            "samples": entry["chunks"] * chunk,
+            "limits": [low, high],
+            "cells": held.tolist(),
+            "total_variation": distance(held, ours),
+            "total_variation_floor": distance(theirs, ours),
+        }
+        results.save(results.load(path) | {name: entry}, path)
+        yield entry
+
+
+def main() -> None:
+    """Count for one network as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", choices=SYSTEMS)
+    parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    if options.small and options.out == OUT:
+        parser.error("--small needs --out: its numbers mean nothing")
+    start = time.perf_counter()
+    denoiser = untrained(options.name) if options.small else pretrained.load(options.name)[0]
+    chunks, chunk = (2, 8) if options.small else (CHUNKS, CHUNK)
+    for entry in run(options.name, denoiser, chunks, chunk, options.out):
+        inside = entry["counts"][entry["thresholds"].index(0.0)] / entry["samples"]
+        print(
+            f"{entry['samples']:7d} samples  P = {inside:.5g}  TV {entry['total_variation']:.4f} "
+            f"floor {entry['total_variation_floor']:.4f}  {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
