@@ -143,6 +143,7 @@ def train(
         steps=settings["steps"],
         lr=recipe.lr,
         clip=recipe.clip,
+        kernel_lr=recipe.kernel_lr,
         warmup=settings["steps"] // 100,
         generator=generator,
         average=average,
@@ -164,6 +165,7 @@ def train(
         "training": settings
         | {"lr": recipe.lr, "lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
         | ({"clip": recipe.clip} if recipe.clip else {})
+        | ({"kernel_lr": recipe.kernel_lr} if recipe.kernel_lr else {})
         | {"final_loss": last},
         "made_on": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddmlib import checks, noise
+from ddmlib import checks, muon, noise
 from ddmlib.denoisers import NetworkDenoiser, denoising_loss
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -148,6 +148,7 @@ def fit(
     warmup: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
+    kernel_lr: float | None = None,
     average: Average | None = None,
     samples_per_step: int = 0,
     report_every: int = 100,
@@ -171,6 +172,9 @@ def fit(
         and decoupled weight decay.
     clip : float, optional
         Largest norm of a gradient; longer ones are shortened to it.
+    kernel_lr : float, optional
+        Peak learning rate of `muon.Muon`, which then trains the `muon.hidden_kernels`;
+        it declines as ``lr`` does.  Default: AdamW trains everything.
     average : Average, optional
         Updated after each step.
     samples_per_step : int
@@ -197,26 +201,32 @@ def fit(
     checks.count("warmup", warmup, 0)
     if clip is not None:
         checks.positive("clip", clip)
+    if kernel_lr is not None:
+        checks.positive("kernel_lr", kernel_lr)
     checks.choice("lr_schedule", lr_schedule, ("cosine", "linear", "constant"))
     checks.count("report_every", report_every)
     checks.count("checkpoint_every", checkpoint_every)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    peaks, optimisers = _optimisers(module, lr, weight_decay, kernel_lr)
     run = {"steps": steps, "lr": lr, "lr_schedule": lr_schedule, "warmup": warmup}
     run |= {"weight_decay": weight_decay, "clip": clip, "decay": average.decay if average else None}
+    run |= {"kernel_lr": kernel_lr}
     done, spent = 0, 0.0
     if checkpoint is not None and Path(checkpoint).exists():
-        done, spent = load_checkpoint(checkpoint, module, optimiser, average, generator, run)
+        done, spent = load_checkpoint(checkpoint, module, optimisers, average, generator, run)
     since, start, total = done, time.perf_counter(), None
     begun = start - spent
     for step in range(done, steps):
+        for peak, optimiser in zip(peaks, optimisers, strict=True):
+            rate = learning_rate(step, steps, peak, lr_schedule, warmup)
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
         rate = learning_rate(step, steps, lr, lr_schedule, warmup)
-        optimiser.param_groups[0]["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
         value = loss(generator)
         value.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(module.parameters(), clip)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         if average is not None:
             average.update(module, step)
         total = value.detach() if total is None else total + value.detach()
@@ -228,13 +238,28 @@ def fit(
             if checkpoint is not None and (last or (step + 1) % checkpoint_every == 0):
                 spent = time.perf_counter() - begun
                 save_checkpoint(
-                    checkpoint, module, optimiser, average, generator, run, step + 1, spent
+                    checkpoint, module, optimisers, average, generator, run, step + 1, spent
                 )
             if last or (step + 1) % report_every == 0:
                 now = time.perf_counter()
                 rate_of_samples = samples_per_step * (step + 1 - since) / (now - start)
                 yield Progress(step + 1, mean, rate, rate_of_samples, now - begun)
                 since, start, total = step + 1, time.perf_counter(), None
+
+
+def _optimisers(
+    module: nn.Module, lr: float, weight_decay: float, kernel_lr: float | None
+) -> tuple[list[float], list[torch.optim.Optimizer]]:
+    """Return peak learning rates and optimisers: AdamW, and Muon where it is asked for."""
+    kernels = [] if kernel_lr is None else muon.hidden_kernels(module)
+    if kernel_lr is not None and not kernels:
+        raise ValueError("kernel_lr is for modules with convolutions between hidden layers")
+    taken = set(map(id, kernels))
+    others = [p for p in module.parameters() if id(p) not in taken]
+    adam = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True)
+    if kernel_lr is None:
+        return [lr], [adam]
+    return [lr, kernel_lr], [adam, muon.Muon(kernels, kernel_lr)]
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], note: dict) -> None:
@@ -289,7 +314,7 @@ def assign(module: nn.Module, tensors: dict[str, Tensor], source: str | os.PathL
 def save_checkpoint(
     path: str | os.PathLike,
     module: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     average: Average | None,
     generator: torch.Generator,
     run: dict,
@@ -300,8 +325,9 @@ def save_checkpoint(
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
+    for i, optimiser in enumerate(optimisers):
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{number}.{k}": v for k, v in state.items()}
     tensors["generator"] = generator.get_state()
     save_tensors(path, tensors, {"run": run, "step": step, "seconds": seconds})
 
@@ -309,7 +335,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | os.PathLike,
     module: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     average: Average | None,
     generator: torch.Generator,
     run: dict,
@@ -331,12 +357,12 @@ def load_checkpoint(
     assign(module, parts["module"], path)
     if average is not None:
         assign(average.module, parts["average"], path)
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
     for name, tensor in parts["optimiser"].items():
-        number, _, rest = name.partition(".")
-        state.setdefault(int(number), {})[rest] = tensor
-    optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-    )
+        i, number, rest = name.split(".", 2)
+        states[int(i)].setdefault(int(number), {})[rest] = tensor
+    for optimiser, state in zip(optimisers, states, strict=True):
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": state, "param_groups": groups})
     generator.set_state(tensors["generator"])
     return int(note["step"]), float(note.get("seconds", 0.0))

@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "ddmlib").rglob("*.py"))
 # A module imports only from levels below its own.  Packages count as one module.
 LEVELS = [
     {"checks"},
-    {"noise"},
+    {"noise", "muon"},
     {"dynamics", "oscillators", "schedules", "networks", "metrics"},
     {"datasets", "ensembles", "assimilation"},
     {"denoisers"},

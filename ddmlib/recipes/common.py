@@ -26,6 +26,7 @@ class Recipe:
     lr: float = 1e-3
     decay: float = 0.999
     clip: float | None = None  # largest norm of a gradient
+    kernel_lr: float | None = None  # of Muon, for hidden convolutions
     seed: int = 0
     uses_features: bool = True
     small: int = 2**14  # samples of the test that measures the weights anew

@@ -9,7 +9,12 @@ them later than states.
 FitzHugh-Nagumo cells rest near zero, and their spikes reach fourteen standard deviations.  The head
 is made for data of unit variance: at noise of one standard deviation it would have to cancel half
 of a spike, to a precision that the trained network does not have.  These states are therefore
-divided by four standard deviations, and their noise levels lie lower by as much.
+divided by four standard deviations, and their noise levels lie lower by as much.  So is the angle
+of the pendulum's upper link, which is at most one radian or so until it goes over the top, and then
+up to thirty.
+
+Hidden convolutions are trained by Muon: after 1500 steps on FitzHugh-Nagumo cells the loss at
+middle noise was half as far from the least that was seen as by AdamW.
 """
 
 import functools
@@ -39,10 +44,11 @@ EVENTS: dict[str, events.Constraint] = {
 }
 RATIOS: dict[str, tuple[float, float]] = {  # noise levels, sigma/alpha
     "lorenz63": (2e-3, 400.0),
-    "fitzhugh-nagumo": (4e-3, 20.0),
+    "fitzhugh-nagumo": (4e-3, 60.0),
     "double-pendulum": (2e-3, 400.0),
 }
 SPIKE = 4.0  # standard deviations that are one unit to the network of FitzHugh-Nagumo cells
+SWING = 2.0  # radians that are one unit of the upper link's angle
 # measured on 2**12 trajectories of each ensemble, all times pooled; rounded
 STANDARDIZERS: dict[str, Standardizer] = {
     "lorenz63": LORENZ63,
@@ -52,7 +58,7 @@ STANDARDIZERS: dict[str, Standardizer] = {
     ),
     "double-pendulum": Standardizer(
         torch.zeros(4),  # by symmetry
-        torch.tensor([0.753, 3.28, 0.639, 0.885]),
+        torch.tensor([SWING, 3.28, 0.639, 0.885]),
     ),
 }
 
@@ -138,7 +144,14 @@ def measure_trajectories(
     }
 
 
-def _recipe(system: str, trajectories: int, description: str, clip: float | None = None) -> Recipe:
+def _recipe(
+    system: str,
+    trajectories: int,
+    description: str,
+    clip: float | None = None,
+    kernel_lr: float | None = None,
+    steps: int = 12_000,
+) -> Recipe:
     standardizer = STANDARDIZERS[system]
     length, d = EVENTS[system].shape
     return Recipe(
@@ -166,13 +179,14 @@ def _recipe(system: str, trajectories: int, description: str, clip: float | None
         samples=2**14,
         small=2**10,
         budgets={
-            "default": {"trajectories": trajectories, "steps": 12_000, "batch": 128, "groups": 32},
+            "default": {"trajectories": trajectories, "steps": steps, "batch": 128, "groups": 32},
             "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128},
             "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4},
         },
         lr=3e-3,
         decay=0.9995,
         clip=clip,
+        kernel_lr=kernel_lr,
         uses_features=False,
         stored=torch.float16,
     )
@@ -190,8 +204,14 @@ RECIPES: dict[str, Recipe] = {
         2**16,
         "Trajectories of two coupled FitzHugh-Nagumo cells, 60 states.",
         clip=1.0,
+        kernel_lr=0.02,
+        steps=16_000,
     ),
     "double-pendulum-trajectories": _recipe(
-        "double-pendulum", 2**16, "Trajectories of the double pendulum, 60 states.", clip=1.0
+        "double-pendulum",
+        2**16,
+        "Trajectories of the double pendulum, 60 states.",
+        clip=1.0,
+        kernel_lr=0.02,
     ),
 }
