@@ -693,11 +693,15 @@ def test_the_likelihood_ratio_is_exact_for_exact_guidance(generator):
     assert found.effective_samples == 5
 
 
-def test_twisted_samples_are_conditional_samples(generator):
+@pytest.mark.parametrize("until", [0.0, 1.0, 1e4])  # weights to the end, half-way, never
+def test_twisted_samples_are_conditional_samples(until, generator):
     event, _ = half_space(1e-2)
-    z = events.twisted_samples(gaussian(), event, 2000, generator=generator(), **DOUBLE)
+    z = events.twisted_samples(
+        gaussian(), event, 2000, until=until, chunk=500, generator=generator(), **DOUBLE
+    )
     assert z.shape == (2000, 2)
-    assert bool(event.holds(UNITS.inverse(z)).all())
+    assert bool(event.holds(UNITS.inverse(z)).all()) or (until > 0 and len(z.unique(dim=0)) == 2000)
+    assert float(event.holds(UNITS.inverse(z)).double().mean()) > 0.99
     a = DIRECTION * UNITS.std
     spread = math.sqrt(float(a @ COVARIANCE @ a))
     along = (z - MEAN) @ a / spread
@@ -705,9 +709,22 @@ def test_twisted_samples_are_conditional_samples(generator):
     slope = scipy.stats.norm.pdf(cut) / 1e-2
     assert float(along.mean()) == pytest.approx(slope, abs=0.05)
     assert float(along.var()) == pytest.approx(1 + cut * slope - slope**2, rel=0.2)
+
+
+def test_twisted_samples_refuse(generator):
+    event, _ = half_space(1e-2)
     impossible = events.Constraint(lambda x: -1 - x[..., 0].square(), (2,))
     with pytest.raises(RuntimeError, match=r"none of .* paths reached"):
         events.twisted_samples(gaussian(), impossible, 10, steps=4)
+    for until in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="until must not be negative"):
+            events.twisted_samples(gaussian(), event, 10, steps=4, until=until)
+
+
+def test_guidance_is_made_without_gradients_as_well():
+    with torch.no_grad():
+        guided = events.EventGuidance(gaussian(), half_space(0.1)[0])
+    assert guided.event == 1
 
 
 def test_chunks_change_nothing_but_memory(generator):

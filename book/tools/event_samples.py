@@ -6,10 +6,11 @@ python book/tools/event_samples.py double-pendulum
 python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run
 
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
-component of the states, for guided samples, guidance corrected by a pilot, guidance that starts
-from noisy twisted samples, and twisted samples; nothing is rejected or projected.  The floors are
-those of other simulated trajectories of the same number.  Results go to
-book/results/event-samples.json after every part; parts that are there are kept.
+component of the states.  Guided samples follow moment matching all the way down; steered ones are
+weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
+weighted to the end.  Of the first two nothing is rejected or projected.  The floors are those of
+other simulated trajectories of the same number.  Results go to book/results/event-samples.json
+after every part; parts that are there are kept.
 """
 
 import argparse
@@ -31,7 +32,8 @@ OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT, CHUNK = 10**4, 256, 256
-SEEDS, LEVEL = 4, 1.0  # samples from each twisted one, and the noise that is added to it first
+EXCESS = 2  # weighted paths for each sample
+UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 
 
 def above(event: events.Constraint, c: float) -> events.Constraint:
@@ -82,44 +84,23 @@ def draws(
     denoiser: Any, event: events.Constraint, number: int, steps: int, pilot: int
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
-    shape, grid = (number, *event.shape), sampling.times_for(denoiser, steps)
-    plain = events.EventGuidance(denoiser, event)
 
-    def sample(guided: events.EventGuidance) -> Tensor:
+    def guided() -> Tensor:
         return sampling.sample(
-            guided, shape, steps=steps, method="multistep", eta=1.0, chunk=CHUNK,
-            generator=torch.Generator().manual_seed(4),
+            events.EventGuidance(denoiser, event), (number, *event.shape), steps=steps,
+            method="multistep", eta=1.0, chunk=CHUNK, generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
-    def piloted() -> Tensor:
-        calibration = events.calibrate(
-            plain, grid, pilot, rule="multistep", like=torch.zeros((), device=denoiser.device),
-            generator=torch.Generator().manual_seed(5),
-        )  # fmt: skip
-        return sample(events.EventGuidance(denoiser, event, calibration=calibration))
-
-    def twisted(number: int = number) -> Tensor:
+    def weighted(until: float) -> Tensor:
         return events.twisted_samples(
-            denoiser, event, number, excess=2, steps=steps, pilot=pilot, chunk=CHUNK,
-            generator=torch.Generator().manual_seed(6),
+            denoiser, event, number, excess=EXCESS, steps=steps, pilot=pilot, until=until,
+            chunk=CHUNK, generator=torch.Generator().manual_seed(6),
         )  # fmt: skip
-
-    def seeded() -> Tensor:
-        generator, t = torch.Generator().manual_seed(7), float(denoiser.schedule.time(LEVEL))
-        again = [
-            sampling.resample(
-                plain, seeds, t=t, members=SEEDS, steps=steps // 2, method="multistep", eta=1.0,
-                spacing="log-ratio", generator=generator,
-            )
-            for seeds in twisted(number // SEEDS).split(CHUNK // SEEDS)
-        ]  # fmt: skip
-        return torch.cat(again).flatten(0, 1)
 
     return {
-        "guided": lambda: sample(plain),
-        "pilot": piloted,
-        "seeded": seeded,
-        "twisted": twisted,
+        "steered": lambda: weighted(UNTIL),
+        "twisted": lambda: weighted(0.0),
+        "guided": guided,
     }
 
 
@@ -134,7 +115,7 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
-    number, steps, pilot = (16, 4, 16) if small else (NUMBER, STEPS, PILOT)
+    number, steps, pilot = (16, 4, 16) if small else (NUMBER, STEPS[system], PILOT)
     denoiser = untrained(name) if small else pretrained.load(name)[0]
     event = above(case.event, -2.0) if small else case.event
     entry: dict[str, Any] = results.load(options.out).get(system) or {

@@ -7,8 +7,9 @@ python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only
 The truth is that of brute_force.py, which comes first: thresholds are chosen where it finds
 P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with the same steps, is
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
-subset simulation, a cross-check without guidance, is run at every third.  Results go to
-book/results/events-scan.json after every estimate; the same command goes on from there.
+importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
+Results go to book/results/events-scan.json after every estimate; the same command goes on from
+there.
 """
 
 import argparse
@@ -37,10 +38,10 @@ SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "lorenz63": ("lorenz63-trajectories", TARGETS),
     "fitzhugh-nagumo": ("fitzhugh-nagumo-trajectories", ()),
 }
-CROSS_CHECKED = 3  # every third threshold, by subset simulation
+CROSS_CHECKED = 3  # every third threshold, by importance sampling and subset simulation
 METHODS: dict[str, dict[str, Any]] = {
     "smc": {"samples": 2048, "pilot": 256},
-    "importance": {"samples": 2048, "pilot": 256},
+    "importance": {"samples": 1024, "pilot": 256},
     "subset": {"samples": 1024, "runs": 4},
     "likelihood-ratio": {"samples": 5, "probes": 8},
 }
@@ -83,7 +84,7 @@ class Scan:
         if known is None:
             raise SystemExit(f"error: no {system} in {truth.name}: run brute_force.py first")
         self.thresholds: list[float] = known["thresholds"]
-        self.chosen, self.methods, self.steps = chosen(known, targets), METHODS, STEPS
+        self.chosen, self.methods, self.steps = chosen(known, targets), METHODS, STEPS[system]
         p = [count / known["number"] for count in known["counts"]]
         self.repeated = min(
             self.chosen,
@@ -100,7 +101,7 @@ class Scan:
             (method, c)
             for k, c in enumerate(self.chosen)
             for method in self.methods
-            if method != "subset" or k % CROSS_CHECKED == 0
+            if method in ("smc", "likelihood-ratio") or k % CROSS_CHECKED == 0
         ]
 
     def estimate(self, method: str, c: float, seed: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """C of trajectories as the networks make them, without an event; for chapters 09 and 10.
 
-python book/tools/plain_samples.py lorenz63-trajectories     # half an hour of one core; resumable
+python book/tools/plain_samples.py lorenz63-trajectories  # twenty minutes of one core; resumable
 python book/tools/plain_samples.py lorenz63-trajectories-4000
 python book/tools/plain_samples.py fitzhugh-nagumo-trajectories
 python book/tools/plain_samples.py double-pendulum-trajectories
@@ -34,8 +34,11 @@ SYSTEMS = {
     "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
     "double-pendulum-trajectories": "double-pendulum",
 }
-STEPS = 32  # of every sampler of the chapters on events, one evaluation each
-CHUNK, CHUNKS = 1024, 100
+# steps of every sampler of the chapters on events, one evaluation each; whether cells will spike is
+# decided over a wide range of high noise, and coarse steps there make too few of them do so
+STEPS = {"lorenz63": 32, "fitzhugh-nagumo": 64, "double-pendulum": 32}
+CHUNK, CHUNKS = 1024, 98
+FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
 TOGETHER = 256  # trajectories denoised at once
 BINS = 128
 FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
@@ -81,7 +84,7 @@ def run(
     ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
     at = brute_force.thresholds(case)
     entry: dict[str, Any] = results.load(path).get(name) or {
-        "steps": STEPS,
+        "steps": STEPS[SYSTEMS[name]],
         "chunks": 0,
         "thresholds": [round(float(v), 6) for v in at],
         "counts": [0] * len(at),
@@ -120,7 +123,8 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     start = time.perf_counter()
     denoiser = untrained(options.name) if options.small else pretrained.load(options.name)[0]
-    chunks, chunk = (2, 8) if options.small else (CHUNKS, CHUNK)
+    number = FEW_CHUNKS if options.name.endswith("4000") else CHUNKS
+    chunks, chunk = (2, 8) if options.small else (number, CHUNK)
     for entry in run(options.name, denoiser, chunks, chunk, options.out):
         inside = entry["counts"][entry["thresholds"].index(0.0)] / entry["samples"]
         print(

@@ -71,12 +71,12 @@ class Event(ABC):
             Some samples in physical units.
         """
         for part in self.parts:
+            slope = None
             with torch.enable_grad():
                 probe = x.detach().requires_grad_()
-                value = part.value(probe)
-            slope = None
-            if value.requires_grad:
-                (slope,) = torch.autograd.grad(value.sum(), probe, allow_unused=True)
+                value = part.value(probe).sum()
+                if value.requires_grad:
+                    (slope,) = torch.autograd.grad(value, probe, allow_unused=True)
             if slope is None:
                 raise ValueError(
                     f"{part.name} is not differentiable: its value has no gradient with respect to "

@@ -163,6 +163,7 @@ def twisted(
     rule: str,
     defensive: float,
     threshold: float = 0.5,
+    until: float = 0.0,
     chunk: int | None = None,
     like: Tensor,
     generator: torch.Generator | None,
@@ -172,6 +173,10 @@ def twisted(
     A population is resampled when fewer than threshold · n effective paths are left.  In each step
     a share ``defensive`` of the paths, picked at random, follows the unguided kernel; the weight is
     that of the mixture.
+
+    With ``until`` the paths end, still noisy, at the first level where sigma/alpha is ``until`` or
+    less, and are weighted for the law of x_t given the event as the guidance sees it; the levels
+    that were passed are as many as ``log_means``.
     """
     shape, axes = guidance.constraint.shape, len(guidance.constraint.shape)
     steps = levels(guidance, grid, like)
@@ -187,6 +192,10 @@ def twisted(
     log_w, log_z = log_h.clone(), torch.zeros(runs, dtype=torch.float64, device=x.device)
     log_means, fewest = [mean_exp(log_w.flatten())], torch.full_like(log_z, float(n))
     for level_t, level_s in pairwise(steps[:-1]):
+        if level_t[1] <= until * level_t[0]:
+            log_w = log_w + log_z[:, None]
+            ends = x.reshape(runs, n, *shape)
+            return Paths(ends, log_w, mean_exp(log_w), torch.stack(log_means), fewest)
         size = effective_size(log_w)
         poor, fewest = size < threshold * n, torch.minimum(fewest, size)
         if bool(poor.any()):

@@ -230,6 +230,7 @@ def twisted_samples(
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
     pilot: int = 256,
+    until: float = 0.0,
     guidance: EventGuidance | None = None,
     chunk: int | None = None,
     generator: torch.Generator | None = None,
@@ -241,6 +242,10 @@ def twisted_samples(
     Every sample is in the event.  Their law is exact as ``excess`` grows; some samples occur more
     than once, or share most of their path.
 
+    With ``until`` weights steer the paths only where the noise is high and guidance poor.  From
+    there on each goes down by guidance alone: nothing is weighted, copied or refused any more, so
+    samples differ from one another, and a few may end outside the event.
+
     Parameters
     ----------
     denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, guidance
@@ -251,6 +256,8 @@ def twisted_samples(
         Samples wanted.
     excess : int
         Weighted paths that each sample is picked from.
+    until : float
+        sigma/alpha at which weights end; 0: never, and only paths inside the event are returned.
 
     Returns
     -------
@@ -266,16 +273,26 @@ def twisted_samples(
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
     on["generator"] = generator
+    below = EventGuidance(denoiser, constraint) if guidance is None else guidance
     if guidance is None:
         guidance = _guidance(denoiser, constraint, grid, pilot, on)
-    done = paths.twisted(guidance, grid, each, runs, defensive=defensive, chunk=chunk, **on)
+    if not 0 <= until < math.inf:
+        raise ValueError(f"until must not be negative, got {until}")
+    settings: dict[str, Any] = {"defensive": defensive, "until": until}
+    done = paths.twisted(guidance, grid, each, runs, chunk=chunk, **settings, **on)
     log_weights = done.log_weights.reshape(1, -1)
     if not bool(torch.isfinite(log_weights).any()):
         raise RuntimeError(f"none of {log_weights.numel()} paths reached the event")
     index = paths.systematic(log_weights, generator, number)[0]
     # copies of one path lie side by side: shuffled, any part of the samples is a fair one
     order = torch.randperm(number, generator=generator, device=_home(generator)).to(index.device)
-    return done.x_0.flatten(0, 1)[index[order]]
+    x = done.x_0.flatten(0, 1)[index[order]]
+    passed = len(done.log_means) - 1
+    if passed == steps - 1:  # the last step has been taken
+        return x
+    rest: dict[str, Any] = {"method": rule, "eta": 1.0, "clean": True, "generator": generator}
+    parts = x.split(chunk or number)
+    return torch.cat([sampling.reverse(below, part, grid[passed:], **rest) for part in parts])
 
 
 def _sampler(
