@@ -169,7 +169,7 @@ def main() -> None:
         keep("scan", scan.estimate(method, c, 50_000 + k))
     for c in scan.chosen[len(entry["gap"]) :]:
         keep("gap", scan.gap(c, 60_000))
-    repetitions = 2 if scan.small else 20
+    repetitions = 2 if options.small else 20
     for k in range(len(entry["repetitions"]), repetitions):
         keep("repetitions", scan.estimate("smc", scan.repeated, 70_000 + k))
     for k in range(len(entry["published"]), repetitions // 2):
