@@ -70,3 +70,12 @@ def test_histograms_of_counts_have_the_distance_of_their_samples():
     found = plain_samples.distance(*(plain_samples.cells(c, limits) for c in (a, b)))
     known = metrics.total_variation(a, b, bins=plain_samples.BINS, limits=limits)
     assert found == pytest.approx(known, abs=2e-5)
+
+
+def test_eight_bits_move_a_denoiser_by_less_than_a_hundredth_of_the_noise():
+    name = "lorenz63-trajectories"
+    x = torch.randn(16, 60, 3, generator=torch.Generator().manual_seed(0))
+    for t in (0.1, 0.5, 0.9):
+        a, b = (plain_samples.network(name, bfloat16=flag)(x, t) for flag in (False, True))
+        sigma = float(plain_samples.network(name).schedule(t)[1])
+        assert 0 < float((a - b).std()) < 0.01 * sigma

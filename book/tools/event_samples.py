@@ -23,10 +23,10 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, STEPS, untrained
+from plain_samples import BINS, STEPS, network
 from torch import Tensor
 
-from ddmlib import events, metrics, pretrained, sampling
+from ddmlib import events, metrics, sampling
 
 OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
@@ -109,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
@@ -116,8 +117,9 @@ def main() -> None:
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
     number, steps, pilot = (16, 4, 16) if small else (NUMBER, STEPS[system], PILOT)
-    denoiser = untrained(name) if small else pretrained.load(name)[0]
+    denoiser = network(name, small, options.bfloat16)
     event = above(case.event, -2.0) if small else case.event
+    flags = " --bfloat16" * options.bfloat16
     entry: dict[str, Any] = results.load(options.out).get(system) or {
         "weights": name,
         "samples": number,
@@ -126,7 +128,9 @@ def main() -> None:
     }
 
     def keep(part: str, value: dict[str, Any]) -> None:
-        entry.update(results.made(f"python book/tools/event_samples.py {system}") | {part: value})
+        entry.update(
+            results.made(f"python book/tools/event_samples.py {system}{flags}") | {part: value}
+        )
         results.save(results.load(options.out) | {system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 

@@ -24,9 +24,9 @@ import brute_force
 import results
 import torch
 from event_samples import above
-from plain_samples import STEPS, untrained
+from plain_samples import STEPS, network
 
-from ddmlib import events, pretrained, sampling
+from ddmlib import events, sampling
 from ddmlib.events import paths
 
 OUT = results.FOLDER / "events-scan.json"
@@ -76,10 +76,10 @@ def chosen(truth: dict[str, Any], targets: tuple[float, ...] = TARGETS) -> list[
 class Scan:
     """One system: its network, its event, and what the estimators find."""
 
-    def __init__(self, system: str, small: bool, truth: Path) -> None:
+    def __init__(self, system: str, small: bool, bfloat16: bool, truth: Path) -> None:
         name, targets = SYSTEMS[system]
         self.event = brute_force.CASES[system].event
-        self.denoiser = untrained(name) if small else pretrained.load(name)[0]
+        self.denoiser = network(name, small, bfloat16)
         known = results.load(truth).get(system)
         if known is None:
             raise SystemExit(f"error: no {system} in {truth.name}: run brute_force.py first")
@@ -141,12 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
     parser.add_argument("--truth", type=Path, default=brute_force.OUT)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
-    start, scan = time.perf_counter(), Scan(options.system, options.small, options.truth)
+    start, flags = time.perf_counter(), " --bfloat16" * options.bfloat16
+    scan = Scan(options.system, options.small, options.bfloat16, options.truth)
     entry: dict[str, Any] = results.load(options.out).get(options.system) or {
         "weights": SYSTEMS[options.system][0],
         "steps": scan.steps,
@@ -161,7 +163,7 @@ def main() -> None:
 
     def keep(part: str, value: Any) -> None:
         entry[part].append(value)
-        entry.update(results.made(f"python book/tools/events_scan.py {options.system}"))
+        entry.update(results.made(f"python book/tools/events_scan.py {options.system}{flags}"))
         results.save(results.load(options.out) | {options.system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value)[:150], flush=True)
 

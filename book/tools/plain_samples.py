@@ -1,6 +1,6 @@
 """C of trajectories as the networks make them, without an event; for chapters 09 and 10.
 
-python book/tools/plain_samples.py lorenz63-trajectories  # twenty minutes of one core; resumable
+python book/tools/plain_samples.py lorenz63-trajectories --bfloat16   # twenty minutes; resumable
 python book/tools/plain_samples.py lorenz63-trajectories-4000
 python book/tools/plain_samples.py fitzhugh-nagumo-trajectories
 python book/tools/plain_samples.py double-pendulum-trajectories
@@ -11,6 +11,10 @@ simulated trajectories, and the samples above each threshold of brute_force.py: 
 P(C > c) for the steps that all estimators have.  The total variation between generated and
 simulated trajectories stands beside its floor, that of two sets of simulated ones.  Results go to
 book/results/plain-samples.json after every chunk; the same command goes on from there.
+
+With --bfloat16, here and in the other tools of the chapters on events, the networks multiply with
+eight bits, which takes half the time on processors that know such numbers.  It moves x̂ by half a
+per cent of the noise; how far it moves P(E) is seen by running a few chunks with and without it.
 """
 
 import argparse
@@ -50,6 +54,20 @@ def untrained(name: str) -> Any:
     return pretrained.build(pretrained.RECIPES[name].model).eval().requires_grad_(False)
 
 
+def network(name: str, small: bool = False, bfloat16: bool = False) -> Any:
+    """Return the denoiser that a tool is about: untrained if ``small``, and as the flag says."""
+    denoiser = untrained(name) if small else pretrained.load(name)[0]
+    if bfloat16:
+        forward = denoiser.network.forward
+
+        def rounded(x: Tensor, level: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return forward(x, level).float()
+
+        denoiser.network.forward = rounded
+    return denoiser
+
+
 def simulated(case: Case, number: int) -> Tensor:
     """Return C of that many simulated trajectories, (number,)."""
     found: list[Tensor] = []
@@ -74,7 +92,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def run(
-    name: str, denoiser: Any, chunks: int, chunk: int, path: Path = OUT
+    name: str, denoiser: Any, chunks: int, chunk: int, path: Path = OUT, flags: str = ""
 ) -> Iterator[dict[str, Any]]:
     """Add chunks to the stored counts until there are ``chunks``; yield after each."""
     case = CASES[SYSTEMS[name]]
@@ -101,10 +119,11 @@ def run(
         entry["counts"] = [a + b for a, b in zip(entry["counts"], above, strict=True)]
         held = torch.tensor(entry["cells"]) + cells(margins, (low, high))
         entry["chunks"] += 1
-        entry |= results.made(f"python book/tools/plain_samples.py {name}") | {
+        entry |= results.made(f"python book/tools/plain_samples.py {name}{flags}") | {
             "samples": entry["chunks"] * chunk,
             "limits": [low, high],
             "cells": held.tolist(),
+            "simulated": ours.tolist(),
             "total_variation": distance(held, ours),
             "total_variation_floor": distance(theirs, ours),
         }
@@ -117,15 +136,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply with eight bits")
+    parser.add_argument("--chunks", type=int, help="of 1024 samples; default: 98, or 20 for 4000")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
     start = time.perf_counter()
-    denoiser = untrained(options.name) if options.small else pretrained.load(options.name)[0]
-    number = FEW_CHUNKS if options.name.endswith("4000") else CHUNKS
+    denoiser = network(options.name, options.small, options.bfloat16)
+    number = options.chunks or (FEW_CHUNKS if options.name.endswith("4000") else CHUNKS)
     chunks, chunk = (2, 8) if options.small else (number, CHUNK)
-    for entry in run(options.name, denoiser, chunks, chunk, options.out):
+    flags = " --bfloat16" * options.bfloat16
+    for entry in run(options.name, denoiser, chunks, chunk, options.out, flags):
         inside = entry["counts"][entry["thresholds"].index(0.0)] / entry["samples"]
         print(
             f"{entry['samples']:7d} samples  P = {inside:.5g}  TV {entry['total_variation']:.4f} "
