@@ -14,7 +14,8 @@ book/results/plain-samples.json after every chunk; the same command goes on from
 
 With --bfloat16, here and in the other tools of the chapters on events, the networks multiply with
 eight bits, which takes half the time on processors that know such numbers.  It moves x̂ by half a
-per cent of the noise; how far it moves P(E) is seen by running a few chunks with and without it.
+per cent of the noise, or one per cent at low noise; how far it moves P(E) is seen by running a few
+chunks with and without it.
 """
 
 import argparse
