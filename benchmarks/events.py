@@ -18,7 +18,7 @@ STEPS = 1000  # Z23's
 BUDGETS = (10, 15, 20, 25, 30, 40, 50, 70, 100, 140, 200)
 BINS = 16  # of the histogram of C: few, as trajectories are
 CHUNK = 64
-PILOT = 256
+PILOT, EXCESS, UNTIL = 256, 2, 1.0  # of steered samples
 EVENT = events.one_lobe()
 
 
@@ -99,35 +99,44 @@ def theirs(denoiser: NetworkDenoiser, number: int, steps: int, seed: int = 0) ->
     return torch.cat(found)
 
 
-def ours(guided: events.EventGuidance, number: int, steps: int, seed: int) -> Tensor:
-    """Return C of trajectories by the stochastic multistep rule."""
+def guided(denoiser: NetworkDenoiser, number: int, steps: int, seed: int) -> Tensor:
+    """Return C of trajectories by the stochastic multistep rule and moment matching."""
     z = sampling.sample(
-        guided,
+        events.EventGuidance(denoiser, EVENT),
         (number, *EVENT.shape),
         steps=steps,
         method="multistep",
         eta=1.0,
         generator=torch.Generator().manual_seed(seed),
-        ratios=guided.ratios,
+        ratios=denoiser.ratios,
         chunk=CHUNK,
     )
-    return EVENT.margin(guided.standardizer.inverse(z))
+    return EVENT.margin(denoiser.standardizer.inverse(z))
 
 
-def guidances(denoiser: NetworkDenoiser, steps: int) -> Iterator[tuple[str, events.EventGuidance]]:
-    """Yield moment matching as it is, and corrected by a pilot."""
-    guidance = events.EventGuidance(denoiser, EVENT)
-    yield "no pilot", guidance
-    grid = sampling.times_for(denoiser, steps, ratios=denoiser.ratios)
-    calibration = events.calibrate(
-        guidance,
-        grid,
-        PILOT,
-        rule="multistep",
-        like=torch.zeros(()),
-        generator=torch.Generator().manual_seed(7),
+def steered(denoiser: NetworkDenoiser, number: int, steps: int, seed: int) -> Tensor:
+    """Return C of trajectories that are weighted above sigma/alpha = 1, and guided below."""
+    z = events.twisted_samples(
+        denoiser,
+        EVENT,
+        number,
+        excess=EXCESS,
+        steps=steps,
+        pilot=PILOT,
+        until=UNTIL,
+        ratios=denoiser.ratios,
+        chunk=CHUNK,
+        generator=torch.Generator().manual_seed(seed),
     )
-    yield "pilot", events.EventGuidance(denoiser, EVENT, calibration=calibration)
+    return EVENT.margin(denoiser.standardizer.inverse(z))
+
+
+def evaluations_of_steered(denoiser: NetworkDenoiser, number: int, steps: int) -> int:
+    """Return the evaluations of `steered` for each trajectory, its pilot included."""
+    grid = sampling.times_for(denoiser, steps, ratios=denoiser.ratios)
+    above = int((denoiser.schedule.ratio(grid) > UNTIL).sum())
+    # the level at which the weights end is evaluated for them, and again for guidance
+    return -(-(PILOT * steps + number * (EXCESS * (above + 1) + steps - above)) // number)
 
 
 def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
@@ -144,13 +153,17 @@ def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
         return found["inside"] >= least and found["total_variation"] <= most
 
     best: dict[str, Any] | None = None
-    for evaluations in BUDGETS:
-        for name, guided in guidances(denoiser, evaluations):
-            found = judge.score(ours(guided, number, evaluations, 1))
-            tried = {"evaluations": evaluations, "guidance": name, **found}
+    for tried_steps in BUDGETS:
+        costs = evaluations_of_steered(denoiser, number, tried_steps)
+        for name, draw, evaluations in (
+            ("guided", guided, tried_steps),
+            ("steered", steered, costs),
+        ):
+            found = judge.score(draw(denoiser, number, tried_steps, 1))
+            tried = {"evaluations": evaluations, "steps": tried_steps, "guidance": name, **found}
             settings["tried"].append(tried)
             # a second, independent set must agree: many are tried, one may be lucky
-            if good(found) and good(judge.score(ours(guided, number, evaluations, 2))):
+            if good(found) and good(judge.score(draw(denoiser, number, tried_steps, 2))):
                 best = tried
                 break
         if best or small:
@@ -166,8 +179,9 @@ def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
             quantity, None, steps, "evaluations", 10, note="none; " + note, settings=settings
         )
     used = best["evaluations"]
-    note += f"; ours {best['inside']:.3f} inside, TV {best['total_variation']:.3f}, multistep, "
-    note += f"{best['guidance']}; one product with the Jacobian an evaluation on both sides"
+    note += f"; ours {best['inside']:.3f} inside, TV {best['total_variation']:.3f}, "
+    note += f"{best['steps']} multistep steps, {best['guidance']}; "
+    note += "one product with the Jacobian an evaluation on both sides"
     return Row(
         quantity, used, steps, "evaluations", 10, ratio=steps / used, note=note, settings=settings
     )
@@ -185,12 +199,12 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
         rtol=1e-3,
         atol=1e-4,
     )
-    guided = events.EventGuidance(denoiser, EVENT)
+    guidance = events.EventGuidance(denoiser, EVENT)
     grid = sampling.times_for(denoiser, STEPS, ratios=denoiser.ratios)[: steps + 1]
 
     def mine() -> Tensor:
         g = torch.Generator().manual_seed(1)
-        return sampling.reverse(guided, x, grid, method="multistep", eta=1.0, generator=g)
+        return sampling.reverse(guidance, x, grid, method="multistep", eta=1.0, generator=g)
 
     def other() -> Tensor:
         g = torch.Generator().manual_seed(1)
