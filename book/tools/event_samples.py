@@ -32,6 +32,7 @@ OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT, CHUNK = 10**4, 256, 256
+GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 EXCESS = 2  # weighted paths for each sample
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 
@@ -61,6 +62,7 @@ class Judge:
         self.margins = self.event.margin(self.reference)
         self.limits = 0.0, float(self.margins.quantile(0.999))
         self.floor = self.score(other)
+        self.floor_guided = self.score(other[:GUIDED])
 
     def score(self, x: Tensor) -> dict[str, Any]:
         """Return the share inside, and the total variations of C and of each component."""
@@ -87,8 +89,9 @@ def draws(
 
     def guided() -> Tensor:
         return sampling.sample(
-            events.EventGuidance(denoiser, event), (number, *event.shape), steps=steps,
-            method="multistep", eta=1.0, chunk=CHUNK, generator=torch.Generator().manual_seed(4),
+            events.EventGuidance(denoiser, event), (min(number, GUIDED), *event.shape),
+            steps=steps, method="multistep", eta=1.0, chunk=CHUNK,
+            generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
     def weighted(until: float) -> Tensor:
@@ -123,6 +126,7 @@ def main() -> None:
     entry: dict[str, Any] = results.load(options.out).get(system) or {
         "weights": name,
         "samples": number,
+        "samples_guided": min(number, GUIDED),
         "steps": steps,
         "bins": BINS,
     }
@@ -136,6 +140,7 @@ def main() -> None:
 
     judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
     keep("floor", judge.floor)
+    keep("floor_guided", judge.floor_guided)
     for part, draw in draws(denoiser, event, number, steps, pilot).items():
         if part not in entry:
             keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
