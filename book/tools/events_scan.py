@@ -38,6 +38,7 @@ SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "lorenz63": ("lorenz63-trajectories", TARGETS),
     "fitzhugh-nagumo": ("fitzhugh-nagumo-trajectories", ()),
 }
+CHECKS = ("importance", "subset")
 CROSS_CHECKED = 3  # every third threshold, by importance sampling and subset simulation
 METHODS: dict[str, dict[str, Any]] = {
     "smc": {"samples": 2048, "pilot": 256},
@@ -97,12 +98,8 @@ class Scan:
 
     def wanted(self) -> list[tuple[str, float]]:
         """Return which method is run at which threshold, in order."""
-        return [
-            (method, c)
-            for k, c in enumerate(self.chosen)
-            for method in self.methods
-            if method in ("smc", "likelihood-ratio") or k % CROSS_CHECKED == 0
-        ]
+        checked = [(method, c) for c in self.chosen[::CROSS_CHECKED] for method in CHECKS]
+        return [("smc", c) for c in self.chosen] + checked
 
     def estimate(self, method: str, c: float, seed: int) -> dict[str, Any]:
         """Return one estimate of log P(C > c)."""

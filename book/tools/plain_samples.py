@@ -41,7 +41,7 @@ SYSTEMS = {
 }
 # steps of every sampler of the chapters on events, one evaluation each; whether cells will spike is
 # decided over a wide range of high noise, and coarse steps there make too few of them do so
-STEPS = {"lorenz63": 32, "fitzhugh-nagumo": 64, "double-pendulum": 32}
+STEPS = {"lorenz63": 32, "fitzhugh-nagumo": 48, "double-pendulum": 32}
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
 TOGETHER = 256  # trajectories denoised at once
