@@ -23,7 +23,7 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, STEPS, network
+from plain_samples import BINS, SAMPLERS, network
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
@@ -83,20 +83,20 @@ class Judge:
 
 
 def draws(
-    denoiser: Any, event: events.Constraint, number: int, steps: int, pilot: int
+    denoiser: Any, event: events.Constraint, number: int, sampler: dict[str, Any], pilot: int
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
 
     def guided() -> Tensor:
         return sampling.sample(
             events.EventGuidance(denoiser, event), (min(number, GUIDED), *event.shape),
-            steps=steps, method="multistep", eta=1.0, chunk=CHUNK,
+            **sampler, method="multistep", eta=1.0, chunk=CHUNK,
             generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
     def weighted(until: float) -> Tensor:
         return events.twisted_samples(
-            denoiser, event, number, excess=EXCESS, steps=steps, pilot=pilot, until=until,
+            denoiser, event, number, excess=EXCESS, **sampler, pilot=pilot, until=until,
             chunk=CHUNK, generator=torch.Generator().manual_seed(6),
         )  # fmt: skip
 
@@ -113,21 +113,23 @@ def main() -> None:
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
     parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
+    parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
-    number, steps, pilot = (16, 4, 16) if small else (NUMBER, STEPS[system], PILOT)
+    number, pilot = (16, 16) if small else (options.number, PILOT)
+    sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = above(case.event, -2.0) if small else case.event
-    flags = " --bfloat16" * options.bfloat16
+    flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
     entry: dict[str, Any] = results.load(options.out).get(system) or {
         "weights": name,
         "samples": number,
         "samples_guided": min(number, GUIDED),
-        "steps": steps,
+        **sampler,
         "bins": BINS,
     }
 
@@ -141,7 +143,7 @@ def main() -> None:
     judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    for part, draw in draws(denoiser, event, number, steps, pilot).items():
+    for part, draw in draws(denoiser, event, number, sampler, pilot).items():
         if part not in entry:
             keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
 

@@ -24,14 +24,16 @@ import brute_force
 import results
 import torch
 from event_samples import above
-from plain_samples import STEPS, network
+from plain_samples import SAMPLERS, network
 
 from ddmlib import events, sampling
 from ddmlib.events import paths
 
 OUT = results.FOLDER / "events-scan.json"
 TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-REPEATED = 1e-3  # where an estimate is repeated
+REPEATED = 1e-3  # where an estimate is repeated, of Lorenz 63 alone
+REPETITIONS = {"lorenz63": 20, "fitzhugh-nagumo": 0}
+PUBLISHED = {"lorenz63": 10, "fitzhugh-nagumo": 5}  # runs of Z23's estimator
 CHUNK = 256
 # system: weights, and the thresholds' targets; the event itself is always there
 SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -85,7 +87,7 @@ class Scan:
         if known is None:
             raise SystemExit(f"error: no {system} in {truth.name}: run brute_force.py first")
         self.thresholds: list[float] = known["thresholds"]
-        self.chosen, self.methods, self.steps = chosen(known, targets), METHODS, STEPS[system]
+        self.chosen, self.methods, self.on = chosen(known, targets), METHODS, SAMPLERS[system]
         p = [count / known["number"] for count in known["counts"]]
         self.repeated = min(
             self.chosen,
@@ -93,8 +95,7 @@ class Scan:
         )
         if small:
             self.chosen, self.repeated = [-2.0, -1.5], -2.0
-            self.methods, self.steps = SMALL, 4
-        self.on: dict[str, Any] = {"steps": self.steps}
+            self.methods, self.on = SMALL, self.on | {"steps": 4}
 
     def wanted(self) -> list[tuple[str, float]]:
         """Return which method is run at which threshold, in order."""
@@ -115,7 +116,7 @@ class Scan:
     def gap(self, c: float, seed: int) -> dict[str, Any]:
         """Return, of guided paths inside E, the mean of log p/q, and the log of the mean of p/q."""
         event = above(self.event, c)
-        grid = sampling.times_for(self.denoiser, self.steps)
+        grid = sampling.times_for(self.denoiser, **self.on)
         like = torch.zeros((), device=self.denoiser.device)
         on: dict[str, Any] = {"rule": "multistep", "like": like}
         on["generator"] = torch.Generator().manual_seed(seed)
@@ -148,7 +149,7 @@ def main() -> None:
     scan = Scan(options.system, options.small, options.bfloat16, options.truth)
     entry: dict[str, Any] = results.load(options.out).get(options.system) or {
         "weights": SYSTEMS[options.system][0],
-        "steps": scan.steps,
+        **scan.on,
         "settings": scan.methods,
         "chosen": scan.chosen,
         "scan": [],
@@ -168,10 +169,11 @@ def main() -> None:
         keep("scan", scan.estimate(method, c, 50_000 + k))
     for c in scan.chosen[len(entry["gap"]) :]:
         keep("gap", scan.gap(c, 60_000))
-    repetitions = 2 if options.small else 20
+    repetitions = 2 if options.small else REPETITIONS[options.system]
     for k in range(len(entry["repetitions"]), repetitions):
         keep("repetitions", scan.estimate("smc", scan.repeated, 70_000 + k))
-    for k in range(len(entry["published"]), repetitions // 2):
+    published = 1 if options.small else PUBLISHED[options.system]
+    for k in range(len(entry["published"]), published):
         keep("published", scan.estimate("likelihood-ratio", 0.0, 80_000 + k))
 
 

@@ -39,9 +39,13 @@ SYSTEMS = {
     "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
     "double-pendulum-trajectories": "double-pendulum",
 }
-# steps of every sampler of the chapters on events, one evaluation each; whether cells will spike is
-# decided over a wide range of high noise, and coarse steps there make too few of them do so
-STEPS = {"lorenz63": 32, "fitzhugh-nagumo": 48, "double-pendulum": 32}
+# of every sampler of the chapters on events, one evaluation a step: what becomes of a trajectory is
+# decided within a few levels of high noise, and coarse steps there make events too rare
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "lorenz63": {"steps": 40, "ratios": (0.01, 100.0)},
+    "fitzhugh-nagumo": {"steps": 56, "ratios": (0.01, 60.0)},
+    "double-pendulum": {"steps": 40, "ratios": (0.01, 100.0)},
+}
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
 TOGETHER = 256  # trajectories denoised at once
@@ -103,7 +107,7 @@ def run(
     ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
     at = brute_force.thresholds(case)
     entry: dict[str, Any] = results.load(path).get(name) or {
-        "steps": STEPS[SYSTEMS[name]],
+        **SAMPLERS[SYSTEMS[name]],
         "chunks": 0,
         "thresholds": [round(float(v), 6) for v in at],
         "counts": [0] * len(at),
@@ -111,7 +115,7 @@ def run(
     }
     while entry["chunks"] < chunks:
         z = sampling.sample(
-            denoiser, (chunk, *case.event.shape), steps=entry["steps"], method="multistep",
+            denoiser, (chunk, *case.event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
             eta=1.0, chunk=TOGETHER,
             generator=torch.Generator().manual_seed(FIRST_SEED + entry["chunks"]),
         )  # fmt: skip

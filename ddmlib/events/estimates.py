@@ -77,7 +77,7 @@ def from_count(method: str, hits: int, n: int, evaluations: int) -> Estimate:
         low = 0.05 ** (1 / n)
         warning = f"all of {n} samples are in the event: P(E) > {low:.6g} is all that is known"
     elif min(hits, n - hits) < 10:
-        warning = f"only {min(hits, n - hits)} of {n} samples are on one side of the event"
+        warning = f"on one side of the event: only {min(hits, n - hits)} of {n} samples"
     return Estimate(
         method,
         _log(hits / n),

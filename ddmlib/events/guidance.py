@@ -67,6 +67,8 @@ class Calibration:
     least : float
         What twisted paths add to P(E | x_t), so that none is dropped that moment matching takes for
         impossible by mistake.
+    inside : float
+        Share of the pilot's paths that ended in the event.
     """
 
     log_ratios: Tensor
@@ -75,6 +77,7 @@ class Calibration:
     scale: Tensor
     extra: Tensor
     least: float = LEAST
+    inside: float = math.nan
 
     def at(self, part: int, ratio: Tensor) -> tuple[Tensor, ...]:
         """Return (intercept, slope, scale, extra) of a part at sigma/alpha, of its shape."""

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ddmlib import noise
 from ddmlib.denoisers import Denoiser
+from ddmlib.events.constraints import Event
 from ddmlib.events.estimates import effective_size, mean_exp
 from ddmlib.events.guidance import Conditioned, EventGuidance
 from ddmlib.sampling import Level, ancestral_step, extrapolate
@@ -127,10 +128,14 @@ def importance(
     *,
     rule: str,
     defensive: float,
+    event: Event | None = None,
     like: Tensor,
     generator: torch.Generator | None,
 ) -> Paths:
-    """Draw n weighted paths, the first ⌈defensive · n⌉ of them without guidance; one run."""
+    """Draw n weighted paths, the first ⌈defensive · n⌉ of them without guidance; one run.
+
+    They are weighted for ``event``, by default the one of the guidance.
+    """
     plain = math.ceil(defensive * n)
     share, axes = plain / n, len(guidance.constraint.shape)
     steps = levels(guidance, grid, like)
@@ -147,7 +152,7 @@ def importance(
         log_q_p += log_ratio(z + used / std, shift, std, axes)
         x = mean + used + std * z
     x = guidance.denoiser.denoise(x, *steps[-2])
-    inside = guidance.constraint.holds(guidance.standardizer.inverse(x))
+    inside = (event or guidance.constraint).holds(guidance.standardizer.inverse(x))
     log_weights = torch.where(inside, log_p_over_mixture(log_q_p, share), -torch.inf)
     none = log_weights.new_empty(0)
     return Paths(x[None], log_weights[None], mean_exp(log_weights)[None], none, none)
@@ -164,6 +169,7 @@ def twisted(
     defensive: float,
     threshold: float = 0.5,
     until: float = 0.0,
+    event: Event | None = None,
     chunk: int | None = None,
     like: Tensor,
     generator: torch.Generator | None,
@@ -172,7 +178,7 @@ def twisted(
 
     A population is resampled when fewer than threshold · n effective paths are left.  In each step
     a share ``defensive`` of the paths, picked at random, follows the unguided kernel; the weight is
-    that of the mixture.
+    that of the mixture.  The last weights are those of ``event``, by default that of the guidance.
 
     With ``until`` the paths end, still noisy, at the first level where sigma/alpha is ``until`` or
     less, and are weighted for the law of x_t given the event as the guidance sees it; the levels
@@ -220,7 +226,8 @@ def twisted(
         log_h = following
         log_means.append(mean_exp(log_z + mean_exp(log_w)))
     x = known.x_0
-    inside = guidance.constraint.holds(guidance.standardizer.inverse(x)).reshape(runs, n)
+    inside = (event or guidance.constraint).holds(guidance.standardizer.inverse(x))
+    inside = inside.reshape(runs, n)
     log_w = torch.where(inside, log_w - log_h, -torch.inf)
     log_w = log_w + log_z[:, None]
     return Paths(x.reshape(runs, n, *shape), log_w, mean_exp(log_w), torch.stack(log_means), fewest)

@@ -28,6 +28,7 @@ from ddmlib.events.guidance import EventGuidance
 from ddmlib.events.pilot import calibrate
 
 UNCHECKED = "no pilot has corrected the guidance: paths that it misses do not show in the error"
+ALWAYS = 'every path of the pilot was in the event, which may always hold: ask for method="plain"'
 METHODS = ("plain", "importance", "smc", "subset", "likelihood-ratio")
 
 
@@ -84,7 +85,8 @@ def log_probability(
     probes : int, optional
         Of "likelihood-ratio": vectors of Hutchinson's estimate; default: the exact trace.
     guidance : EventGuidance, optional
-        Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.
+        Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.  It
+        may be that of another event, a milder one say: paths are weighted for ``constraint``.
     chunk : int, optional
         Paths evaluated at once by "plain", "importance" and "smc", to bound memory.
     generator : torch.Generator, optional
@@ -137,13 +139,15 @@ def log_probability(
     if method == "subset":
         if not 0 < keep < 1:
             raise ValueError(f"keep must lie in (0, 1), got {keep}")
-        settings = {"keep": keep, "moves": checks.count("moves", moves), **on}
+        chain: dict[str, Any] = {"keep": keep, "moves": checks.count("moves", moves)}
         found = [
-            subset.subset_simulation(denoiser, constraint, grid, samples // runs, **settings)
+            subset.subset_simulation(denoiser, constraint, grid, samples // runs, **chain, **on)
             for _ in range(runs)
         ]
         logs = torch.tensor([log_p for log_p, _, _ in found], dtype=torch.float64)
         inside, cost = sum(hits for _, hits, _ in found), sum(cost for _, _, cost in found)
+        if cost == samples * steps and inside == samples:  # no threshold was needed
+            return estimates.from_count(method, samples, samples, cost)
         return estimates.from_populations(method, logs, inside, cost, 0)
 
     first = 0
@@ -153,9 +157,14 @@ def log_probability(
     evaluations = steps * samples + first
     products = evaluations * len(constraint.parts)
     unchecked = UNCHECKED if guidance.calibration is None else ""
+    if guidance.calibration is not None and guidance.calibration.inside == 1:
+        unchecked = ALWAYS
     if method == "importance":
         # each chunk holds the same share of unguided paths
-        drawn = [paths.importance(guidance, grid, n, defensive=defensive, **on) for n in parts]
+        drawn = [
+            paths.importance(guidance, grid, n, defensive=defensive, event=constraint, **on)
+            for n in parts
+        ]
         log_weights = torch.cat([part.log_weights[0] for part in drawn])
         size = float(estimates.effective_size(log_weights))
         return estimates.from_values(
@@ -163,7 +172,8 @@ def log_probability(
         )
     if method == "smc":
         n = samples // runs
-        done = paths.twisted(guidance, grid, n, runs, defensive=defensive, chunk=chunk, **on)
+        settings: dict[str, Any] = {"defensive": defensive, "event": constraint, "chunk": chunk}
+        done = paths.twisted(guidance, grid, n, runs, **settings, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
         arrived = bool(torch.isfinite(done.log_probability).any())
         again = pilot if arrived else 0  # of the results, diffused again
@@ -278,7 +288,7 @@ def twisted_samples(
         guidance = _guidance(denoiser, constraint, grid, pilot, on)
     if not 0 <= until < math.inf:
         raise ValueError(f"until must not be negative, got {until}")
-    settings: dict[str, Any] = {"defensive": defensive, "until": until}
+    settings: dict[str, Any] = {"defensive": defensive, "until": until, "event": constraint}
     done = paths.twisted(guidance, grid, each, runs, chunk=chunk, **settings, **on)
     log_weights = done.log_weights.reshape(1, -1)
     if not bool(torch.isfinite(log_weights).any()):
