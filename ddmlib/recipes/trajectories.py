@@ -14,7 +14,8 @@ of the pendulum's upper link, which is at most one radian or so until it goes ov
 up to thirty.
 
 Hidden convolutions are trained by Muon: after 1500 steps on FitzHugh-Nagumo cells the loss at
-middle noise was half as far from the least that was seen as by AdamW.
+middle noise was half as far from the least that was seen as by AdamW.  With ``bfloat16`` the
+network multiplies with eight bits in training, which moves its output by half a per cent.
 """
 
 import functools
@@ -80,8 +81,9 @@ def denoising(
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
         index = torch.randint(len(data), (groups, each), **on).to(device)
         t = (strata + torch.rand(groups, 1, **on).to(device)) / groups
-        x_0 = data[index]
-        return denoising_loss(denoiser, x_0, t, noise.normal_like(x_0, generator))
+        x_0, eight_bits = data[index], settings.get("bfloat16", False)
+        with torch.autocast(device.type, torch.bfloat16, enabled=eight_bits):
+            return denoising_loss(denoiser, x_0, t, noise.normal_like(x_0, generator))
 
     return loss
 
@@ -151,6 +153,7 @@ def _recipe(
     clip: float | None = None,
     kernel_lr: float | None = None,
     steps: int = 12_000,
+    **settings: Any,
 ) -> Recipe:
     standardizer = STANDARDIZERS[system]
     length, d = EVENTS[system].shape
@@ -179,7 +182,8 @@ def _recipe(
         samples=2**14,
         small=2**10,
         budgets={
-            "default": {"trajectories": trajectories, "steps": steps, "batch": 128, "groups": 32},
+            "default": {"trajectories": trajectories, "steps": steps, "batch": 128, "groups": 32}
+            | settings,
             "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128},
             "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4},
         },
@@ -194,7 +198,13 @@ def _recipe(
 
 RECIPES: dict[str, Recipe] = {
     "lorenz63-trajectories": _recipe(
-        "lorenz63", 2**16, "Stationary Lorenz-63 trajectories of 60 states, 0.1 time units apart."
+        "lorenz63",
+        2**18,
+        "Stationary Lorenz-63 trajectories of 60 states, 0.1 time units apart.",
+        clip=1.0,
+        kernel_lr=0.02,
+        steps=24_000,
+        bfloat16=True,
     ),
     "lorenz63-trajectories-4000": _recipe(
         "lorenz63", 4000, "The same trained on 4000 trajectories, as Z23: few of them hold events."
