@@ -260,6 +260,25 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     recipes.trajectories.reference.cache_clear()
 
 
+def test_eight_bits_change_a_training_loss_by_next_to_nothing(monkeypatch):
+    make = functools.partial(recipes.trajectories.ENSEMBLES["lorenz63"], burn_in=1.0)
+    monkeypatch.setitem(recipes.trajectories.ENSEMBLES, "lorenz63", make)
+    denoiser, _ = pretrained.load("lorenz63-trajectories", "cpu")
+    denoiser.requires_grad_(True)
+    values, slopes = [], []
+    for flag in (False, True):
+        settings = {"trajectories": 64, "batch": 32, "groups": 8, "bfloat16": flag}
+        loss = recipes.trajectories.denoising("lorenz63", denoiser, settings, torch.device("cpu"))
+        value = loss(torch.Generator().manual_seed(0))
+        (slope,) = torch.autograd.grad(value, denoiser.network.last.weight)
+        values.append(float(value.detach()))
+        slopes.append(slope)
+    assert values[0] != values[1]
+    assert values[1] == pytest.approx(values[0], rel=0.01)
+    assert float((slopes[1] - slopes[0]).norm() / slopes[0].norm()) < 0.2
+    assert slopes[1].dtype == torch.float32
+
+
 # --- bad files -----------------------------------------------------------------------------------
 
 
