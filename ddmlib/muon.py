@@ -87,3 +87,27 @@ class Muon(torch.optim.Optimizer):
                 ahead = p.grad.lerp(past, group["momentum"]).flatten(1)
                 longer = max(1.0, len(ahead) / ahead.shape[1]) ** 0.5
                 p.add_(orthogonal(ahead).reshape(p.shape), alpha=-group["lr"] * longer)
+
+
+def optimisers(
+    module: nn.Module, lr: float, weight_decay: float, kernel_lr: float | None
+) -> tuple[list[float], list[torch.optim.Optimizer]]:
+    """Return peak learning rates and optimisers of a module: AdamW, and Muon for its hidden kernels
+    where ``kernel_lr`` is given.
+
+    Raises
+    ------
+    ValueError
+        If ``kernel_lr`` is not positive, or there are no hidden kernels.
+    """
+    if kernel_lr is not None:
+        checks.positive("kernel_lr", kernel_lr)
+    kernels = [] if kernel_lr is None else hidden_kernels(module)
+    if kernel_lr is not None and not kernels:
+        raise ValueError("kernel_lr is for modules with convolutions between hidden layers")
+    taken = set(map(id, kernels))
+    others = [p for p in module.parameters() if id(p) not in taken]
+    adam = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True)
+    if kernel_lr is None:
+        return [lr], [adam]
+    return [lr, kernel_lr], [adam, Muon(kernels, kernel_lr)]

@@ -201,12 +201,10 @@ def fit(
     checks.count("warmup", warmup, 0)
     if clip is not None:
         checks.positive("clip", clip)
-    if kernel_lr is not None:
-        checks.positive("kernel_lr", kernel_lr)
     checks.choice("lr_schedule", lr_schedule, ("cosine", "linear", "constant"))
     checks.count("report_every", report_every)
     checks.count("checkpoint_every", checkpoint_every)
-    peaks, optimisers = _optimisers(module, lr, weight_decay, kernel_lr)
+    peaks, optimisers = muon.optimisers(module, lr, weight_decay, kernel_lr)
     run = {"steps": steps, "lr": lr, "lr_schedule": lr_schedule, "warmup": warmup}
     run |= {"weight_decay": weight_decay, "clip": clip, "decay": average.decay if average else None}
     run |= {"kernel_lr": kernel_lr}
@@ -245,21 +243,6 @@ def fit(
                 rate_of_samples = samples_per_step * (step + 1 - since) / (now - start)
                 yield Progress(step + 1, mean, rate, rate_of_samples, now - begun)
                 since, start, total = step + 1, time.perf_counter(), None
-
-
-def _optimisers(
-    module: nn.Module, lr: float, weight_decay: float, kernel_lr: float | None
-) -> tuple[list[float], list[torch.optim.Optimizer]]:
-    """Return peak learning rates and optimisers: AdamW, and Muon where it is asked for."""
-    kernels = [] if kernel_lr is None else muon.hidden_kernels(module)
-    if kernel_lr is not None and not kernels:
-        raise ValueError("kernel_lr is for modules with convolutions between hidden layers")
-    taken = set(map(id, kernels))
-    others = [p for p in module.parameters() if id(p) not in taken]
-    adam = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True)
-    if kernel_lr is None:
-        return [lr], [adam]
-    return [lr, kernel_lr], [adam, muon.Muon(kernels, kernel_lr)]
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], note: dict) -> None:
@@ -340,8 +323,7 @@ def load_checkpoint(
     generator: torch.Generator,
     run: dict,
 ) -> tuple[int, float]:
-    """Restore what `save_checkpoint` wrote; return its step and seconds.  Nothing changes on an
-    error."""
+    """Restore what `save_checkpoint` wrote; return step and seconds.  No change on an error."""
     tensors, note = load_tensors(path)
     if note.get("run") != run:
         raise ValueError(f"{path} is a checkpoint of other settings: {note.get('run')}, not {run}")

@@ -263,6 +263,7 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
 def test_eight_bits_change_a_training_loss_by_next_to_nothing(monkeypatch):
     make = functools.partial(recipes.trajectories.ENSEMBLES["lorenz63"], burn_in=1.0)
     monkeypatch.setitem(recipes.trajectories.ENSEMBLES, "lorenz63", make)
+    monkeypatch.setitem(recipes.trajectories.RATIOS, "lorenz63", (0.05, 400.0))
     denoiser, _ = pretrained.load("lorenz63-trajectories", "cpu")
     denoiser.requires_grad_(True)
     values, slopes = [], []

@@ -15,7 +15,8 @@ up to thirty.
 
 Hidden convolutions are trained by Muon: after 1500 steps on FitzHugh-Nagumo cells the loss at
 middle noise was half as far from the least that was seen as by AdamW.  With ``bfloat16`` the
-network multiplies with eight bits in training, which moves its output by half a per cent.
+network multiplies with eight bits in training: the loss of noise levels above 0.05 is the same to a
+per cent, and below 0.005 the network no longer sees the noise, which is then as small as rounding.
 """
 
 import functools
