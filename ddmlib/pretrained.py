@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddmlib import checks, datasets, networks, recipes, schedules, training
+from ddmlib import checks, datasets, networks, recipes, schedules, tails, training
 from ddmlib.denoisers import NetworkDenoiser
 from ddmlib.recipes import RECIPES, Recipe
 
@@ -53,9 +53,8 @@ def build(settings: dict[str, Any]) -> nn.Module:
     if settings["kind"] == "network":
         return network
     schedule = schedules.by_name(settings["schedule"], **settings["schedule_settings"])
-    standardizer = datasets.Standardizer(
-        torch.tensor(settings["mean"]), torch.tensor(settings["std"])
-    )
+    kind = tails.AsinhStandardizer if settings.get("tails") else datasets.Standardizer
+    standardizer = kind(torch.tensor(settings["mean"]), torch.tensor(settings["std"]))
     head, ratios = settings["head"], settings["ratios"]
     return NetworkDenoiser(network, schedule, standardizer, head, (ratios[0], ratios[1]))
 

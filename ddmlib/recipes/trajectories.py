@@ -4,14 +4,15 @@ Z23 (Finzi et al. 2023) trains on 4000 trajectories, which hold some 34 events o
 Lorenz ensemble; here the main weights see many fresh ones, and ``lorenz63-trajectories-4000`` shows
 what 4000 do to the tails.  Noise levels are log-uniform, up to a ratio of 400: trajectories are
 strongly correlated, so their largest variance is many times that of a component, and noise drowns
-them later than states.
+them later than states.  What becomes of a trajectory is decided at high noise; where nothing in C
+is finer than a hundredth of a unit, no lower level is trained.
 
-FitzHugh-Nagumo cells rest near zero, and their spikes reach fourteen standard deviations.  The head
-is made for data of unit variance: at noise of one standard deviation it would have to cancel half
-of a spike, to a precision that the trained network does not have.  These states are therefore
-divided by four standard deviations, and their noise levels lie lower by as much.  So is the angle
-of the pendulum's upper link, which is at most one radian or so until it goes over the top, and then
-up to thirty.
+FitzHugh-Nagumo cells rest near zero, and their spikes reach fourteen standard deviations; the links
+of the pendulum swing by a radian or so until one goes over the top, and then turn by up to eighty.
+The states of both are therefore stretched by asinh, `tails.AsinhStandardizer`.
+
+Targets are means over a pool of trajectories, `targets.pooled_loss`: of the loss at high noise by
+far the most is otherwise the scatter of trajectories that one noisy trajectory may have come from.
 
 Hidden convolutions are trained by Muon: after 1500 steps on FitzHugh-Nagumo cells the loss at
 middle noise was half as far from the least that was seen as by AdamW.  With ``bfloat16`` the
@@ -26,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddmlib import ensembles, events, metrics, noise, sampling, schedules, training
+from ddmlib import ensembles, events, metrics, noise, sampling, schedules, targets, training
 from ddmlib.datasets import LORENZ63, Standardizer
 from ddmlib.denoisers import denoising_loss
 from ddmlib.recipes.common import TEST_SEED, TRAIN_SEED, Recipe
+from ddmlib.tails import AsinhStandardizer
 
 CHUNK = 2**10  # trajectories sampled at once
 BINS = 128  # of the histogram of C
@@ -46,22 +48,18 @@ EVENTS: dict[str, events.Constraint] = {
 }
 RATIOS: dict[str, tuple[float, float]] = {  # noise levels, sigma/alpha
     "lorenz63": (2e-3, 400.0),
-    "fitzhugh-nagumo": (4e-3, 60.0),
-    "double-pendulum": (2e-3, 400.0),
+    "fitzhugh-nagumo": (1e-2, 80.0),
+    "double-pendulum": (1e-2, 100.0),
 }
-SPIKE = 4.0  # standard deviations that are one unit to the network of FitzHugh-Nagumo cells
-SWING = 2.0  # radians that are one unit of the upper link's angle
-# measured on 2**12 trajectories of each ensemble, all times pooled; rounded
+# of FitzHugh-Nagumo cells the means and standard deviations of 2**12 trajectories, all times
+# pooled; of the pendulum, centred by symmetry, the spread of the trajectories that do not turn over
 STANDARDIZERS: dict[str, Standardizer] = {
     "lorenz63": LORENZ63,
-    "fitzhugh-nagumo": Standardizer(
+    "fitzhugh-nagumo": AsinhStandardizer(
         torch.tensor([0.0203, 0.0084, 0.0068, 0.0062]),
-        SPIKE * torch.tensor([0.0975, 0.0724, 0.0110, 0.0147]),
+        torch.tensor([0.0975, 0.0724, 0.0110, 0.0147]),
     ),
-    "double-pendulum": Standardizer(
-        torch.zeros(4),  # by symmetry
-        torch.tensor([SWING, 3.28, 0.639, 0.885]),
-    ),
+    "double-pendulum": AsinhStandardizer(torch.zeros(4), torch.tensor([0.7, 1.0, 0.64, 0.89])),
 }
 
 
@@ -70,21 +68,26 @@ def denoising(
 ) -> training.Loss:
     """Return the denoising loss on trajectories of an ensemble, noise levels stratified in groups.
 
-    As `training.denoising_batches`, for trajectories (trajectories, length, d).
+    As `training.denoising_batches`, for trajectories (trajectories, length, d).  Where the settings
+    give the size of a ``pool``, a batch is the first of that many trajectories, which all tell what
+    the target is.
     """
     denoiser = denoiser.with_schedule(schedules.LogLinear(*RATIOS[system]))
     x = ENSEMBLES[system](settings["trajectories"], seed=TRAIN_SEED, device=device)
-    data, groups = denoiser.standardizer(x), settings["groups"]
-    each = settings["batch"] // groups
+    data, groups, batch = denoiser.standardizer(x), settings["groups"], settings["batch"]
+    number, eight_bits = settings.get("pool", 0), settings.get("bfloat16", False)
     strata = torch.arange(groups, device=device)[:, None]
 
     def loss(generator: torch.Generator) -> Tensor:
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
-        index = torch.randint(len(data), (groups, each), **on).to(device)
+        pool = data[torch.randint(len(data), (max(number, batch),), **on).to(device)]
+        x_0 = pool[:batch].unflatten(0, (groups, -1))
         t = (strata + torch.rand(groups, 1, **on).to(device)) / groups
-        x_0, eight_bits = data[index], settings.get("bfloat16", False)
+        eps = noise.normal_like(x_0, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=eight_bits):
-            return denoising_loss(denoiser, x_0, t, noise.normal_like(x_0, generator))
+            if number:
+                return targets.pooled_loss(denoiser, pool, x_0, t, eps)
+            return denoising_loss(denoiser, x_0, t, eps)
 
     return loss
 
@@ -177,7 +180,8 @@ def _recipe(
             "ratios": list(RATIOS[system]),
             "mean": [round(v, 4) for v in standardizer.mean.tolist()],
             "std": [round(v, 4) for v in standardizer.std.tolist()],
-        },
+        }
+        | ({"tails": "asinh"} if isinstance(standardizer, AsinhStandardizer) else {}),
         loss=functools.partial(denoising, system),
         measure=functools.partial(measure_trajectories, system),
         samples=2**14,
@@ -185,8 +189,9 @@ def _recipe(
         budgets={
             "default": {"trajectories": trajectories, "steps": steps, "batch": 128, "groups": 32}
             | settings,
-            "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128},
-            "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4},
+            "full": {"trajectories": trajectories, "steps": 80_000, "batch": 512, "groups": 128}
+            | settings,
+            "smoke": {"trajectories": 16, "steps": 10, "batch": 8, "groups": 4} | settings,
         },
         lr=3e-3,
         decay=0.9995,
@@ -212,17 +217,22 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fitzhugh-nagumo-trajectories": _recipe(
         "fitzhugh-nagumo",
-        2**16,
+        2**17,
         "Trajectories of two coupled FitzHugh-Nagumo cells, 60 states.",
         clip=1.0,
         kernel_lr=0.02,
-        steps=16_000,
+        steps=24_000,
+        bfloat16=True,
+        pool=2**12,
     ),
     "double-pendulum-trajectories": _recipe(
         "double-pendulum",
-        2**16,
+        2**17,
         "Trajectories of the double pendulum, 60 states.",
         clip=1.0,
         kernel_lr=0.02,
+        steps=24_000,
+        bfloat16=True,
+        pool=2**12,
     ),
 }
