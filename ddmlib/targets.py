@@ -87,4 +87,3 @@ def pooled_loss(
     mean = pooled_means(x_t, alpha_t, sigma_t, pool)
     f, u, c, s = denoiser.output(x_t, alpha_t, sigma_t)
     return torch.nn.functional.mse_loss(f, velocity_from_state(mean, u, c, s))
-

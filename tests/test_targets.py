@@ -1,0 +1,118 @@
+"""Pooled targets: the mean over a pool is exact, scatters less, and teaches the same."""
+
+import pytest
+import torch
+
+from ddmlib import networks, schedules, targets
+from ddmlib.datasets import Standardizer
+from ddmlib.denoisers import EmpiricalDenoiser, NetworkDenoiser, denoising_loss
+
+
+def levels(r, x):
+    """Return (alpha, sigma) of variance-preserving noise at sigma/alpha = r, for states of x."""
+    alpha = torch.tensor(1 / (1 + r * r) ** 0.5, dtype=x.dtype).reshape((1,) * x.ndim)
+    return alpha, r * alpha
+
+
+@pytest.mark.parametrize("r", [0.3, 1.0, 30.0])
+def test_means_are_those_of_the_exact_denoiser_of_the_pool(generator, r):
+    generator = generator()
+    pool = torch.randn(200, 5, 3, generator=generator, dtype=torch.float64)
+    x_t = torch.randn(4, 6, 5, 3, generator=generator, dtype=torch.float64)
+    alpha, sigma = levels(r, x_t)
+    exact = EmpiricalDenoiser(pool.flatten(1))
+    expected = exact.denoise(x_t.flatten(2), alpha[..., 0], sigma[..., 0])
+    found = targets.pooled_means(x_t, alpha, sigma, pool)
+    torch.testing.assert_close(found.flatten(2), expected)
+
+
+def test_at_low_noise_only_the_trajectory_itself_counts(generator):
+    generator = generator()
+    pool = torch.randn(100, 6, 2, generator=generator)
+    x_0 = pool[:7]
+    alpha, sigma = levels(0.01, x_0)
+    x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator)
+    torch.testing.assert_close(targets.pooled_means(x_t, alpha, sigma, pool), x_0)
+
+
+def test_the_regression_on_pooled_targets_is_the_posterior_mean(generator):
+    """On N(0, 1): slope alpha/(alpha² + sigma²), and less scatter than the variance sigma²."""
+    generator = generator()
+    number, size, r = 2000, 64, 1.0
+    pools = torch.randn(number, size, 1, generator=generator, dtype=torch.float64)
+    alpha, sigma = levels(r, pools[0, 0])
+    x_t = alpha * pools[:, 0] + sigma * torch.randn(number, 1, generator=generator)
+    means = torch.stack(
+        [
+            targets.pooled_means(x[None], alpha, sigma, pool)[0]
+            for x, pool in zip(x_t, pools, strict=True)
+        ]
+    )
+    slope = float((x_t * means).sum() / x_t.square().sum())
+    scatter = float((means - slope * x_t).std())
+    error = scatter / float(x_t.square().sum()) ** 0.5
+    assert abs(slope - float(alpha)) < 4 * error  # alpha² + sigma² = 1
+    assert scatter < 0.3 * float(sigma)  # of x_0 itself: sigma
+
+
+@pytest.fixture
+def denoiser():
+    torch.manual_seed(0)
+    network = networks.TrajectoryUNet(2, [8, 8], 1, 3, 8)
+    with torch.no_grad():  # gates start near zero; make it a network that answers
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    return NetworkDenoiser(network, schedules.LogLinear(0.01, 100.0), Standardizer.identity(2))
+
+
+def gradient(denoiser, loss):
+    denoiser.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
+
+
+def test_a_pool_of_one_gives_the_usual_loss_and_a_pool_a_smaller_one(denoiser, generator):
+    generator = generator()
+    pool = torch.randn(512, 8, 2, generator=generator)
+    pool = pool.cumsum(1) / 3  # correlated, so that noise does not tell the trajectories apart
+    x_0, t = pool[:16].unflatten(0, (4, 4)), torch.linspace(0.3, 0.9, 4)[:, None]
+    eps = torch.randn(x_0.shape, generator=generator)
+    usual = denoising_loss(denoiser, x_0[:1, :1], t[:1], eps[:1, :1])
+    alone = targets.pooled_loss(denoiser, x_0[0, :1], x_0[:1, :1], t[:1], eps[:1, :1])
+    torch.testing.assert_close(alone, usual)
+    assert targets.pooled_loss(denoiser, pool, x_0, t, eps) < denoising_loss(denoiser, x_0, t, eps)
+
+
+def test_gradients_scatter_less_about_the_same_mean(denoiser, generator):
+    generator = generator()
+    data = torch.randn(4096, 8, 2, generator=generator).cumsum(1) / 3
+    t, found = torch.full((1, 1), 0.6), {"usual": [], "pooled": []}
+    for _ in range(200):
+        pool = data[torch.randint(len(data), (256,), generator=generator)]
+        x_0 = pool[None, :4]
+        eps = torch.randn(x_0.shape, generator=generator)
+        found["usual"].append(gradient(denoiser, denoising_loss(denoiser, x_0, t, eps)))
+        found["pooled"].append(gradient(denoiser, targets.pooled_loss(denoiser, pool, x_0, t, eps)))
+    usual, pooled = (torch.stack(found[key]) for key in ("usual", "pooled"))
+    assert pooled.var(0).sum() < 0.7 * usual.var(0).sum()
+    away = (usual - pooled).mean(0) / (usual - pooled).std(0).clamp(min=1e-9) * 200**0.5
+    assert float(away.square().mean()) < 2  # a mean of squares of standard normal numbers
+
+
+def test_weights_keep_all_digits_where_the_network_has_eight_bits(generator):
+    generator = generator()
+    pool = torch.randn(64, 5, 3, generator=generator)
+    x_t = torch.randn(9, 5, 3, generator=generator)
+    alpha, sigma = levels(1.0, x_t)
+    expected = targets.pooled_means(x_t, alpha, sigma, pool)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(targets.pooled_means(x_t, alpha, sigma, pool), expected)
+
+
+def test_bad_input_is_named(denoiser):
+    x = torch.zeros(2, 8, 2)
+    with pytest.raises(ValueError, match="pool must hold samples of the shape"):
+        targets.pooled_means(x, *levels(1.0, x), torch.zeros(5, 8, 3))
+    denoiser.head = "noise"
+    with pytest.raises(ValueError, match="head"):
+        targets.pooled_loss(denoiser, torch.zeros(4, 8, 2), x, 0.5, x)
