@@ -35,10 +35,11 @@ def test_at_low_noise_only_the_trajectory_itself_counts(generator):
     torch.testing.assert_close(targets.pooled_means(x_t, alpha, sigma, pool), x_0)
 
 
-def test_the_regression_on_pooled_targets_is_the_posterior_mean(generator):
-    """On N(0, 1): slope alpha/(alpha² + sigma²), and less scatter than the variance sigma²."""
+@pytest.mark.parametrize("size", [2, 64])
+def test_the_regression_on_pooled_targets_is_the_posterior_mean(generator, size):
+    """On N(0, 1), for pools of any size: slope alpha/(alpha² + sigma²), and less scatter."""
     generator = generator()
-    number, size, r = 2000, 64, 1.0
+    number, r = 4000, 1.0
     pools = torch.randn(number, size, 1, generator=generator, dtype=torch.float64)
     alpha, sigma = levels(r, pools[0, 0])
     x_t = alpha * pools[:, 0] + sigma * torch.randn(number, 1, generator=generator)
@@ -52,7 +53,7 @@ def test_the_regression_on_pooled_targets_is_the_posterior_mean(generator):
     scatter = float((means - slope * x_t).std())
     error = scatter / float(x_t.square().sum()) ** 0.5
     assert abs(slope - float(alpha)) < 4 * error  # alpha² + sigma² = 1
-    assert scatter < 0.3 * float(sigma)  # of x_0 itself: sigma
+    assert scatter < (0.9 if size == 2 else 0.3) * float(sigma)  # of x_0 itself: sigma
 
 
 @pytest.fixture

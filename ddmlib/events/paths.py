@@ -181,8 +181,8 @@ def twisted(
     that of the mixture.  The last weights are those of ``event``, by default that of the guidance.
 
     With ``until`` the paths end, still noisy, at the first level where sigma/alpha is ``until`` or
-    less, and are weighted for the law of x_t given the event as the guidance sees it; the levels
-    that were passed are as many as ``log_means``.
+    less, and are weighted for the law of x_t given the event as the guidance sees it; the steps
+    that were taken are one fewer than ``log_means``.
     """
     shape, axes = guidance.constraint.shape, len(guidance.constraint.shape)
     steps = levels(guidance, grid, like)
