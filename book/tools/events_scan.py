@@ -43,7 +43,7 @@ SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
 CHECKS = ("importance", "subset")
 CROSS_CHECKED = 3  # every third threshold, by importance sampling and subset simulation
 METHODS: dict[str, dict[str, Any]] = {
-    "smc": {"samples": 2048, "pilot": 256},
+    "smc": {"samples": 1024, "pilot": 256},
     "importance": {"samples": 1024, "pilot": 256},
     "subset": {"samples": 1024, "runs": 4},
     "likelihood-ratio": {"samples": 5, "probes": 8},

@@ -42,9 +42,9 @@ SYSTEMS = {
 # of every sampler of the chapters on events, one evaluation a step: what becomes of a trajectory is
 # decided within a few levels of high noise, and coarse steps there make events too rare
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "lorenz63": {"steps": 40, "ratios": (0.01, 100.0)},
-    "fitzhugh-nagumo": {"steps": 56, "ratios": (0.01, 60.0)},
-    "double-pendulum": {"steps": 40, "ratios": (0.01, 100.0)},
+    "lorenz63": {"steps": 40, "spacing": "karras", "ratios": (0.01, 100.0)},
+    "fitzhugh-nagumo": {"steps": 56, "spacing": "karras", "ratios": (0.01, 80.0)},
+    "double-pendulum": {"steps": 40, "spacing": "karras", "ratios": (0.01, 100.0)},
 }
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
