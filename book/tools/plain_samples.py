@@ -152,6 +152,7 @@ def main() -> None:
     number = options.chunks or (FEW_CHUNKS if options.name.endswith("4000") else CHUNKS)
     chunks, chunk = (2, 8) if options.small else (number, CHUNK)
     flags = " --bfloat16" * options.bfloat16
+    flags += f" --chunks {options.chunks}" if options.chunks else ""
     for entry in run(options.name, denoiser, chunks, chunk, options.out, flags):
         inside = entry["counts"][entry["thresholds"].index(0.0)] / entry["samples"]
         print(
