@@ -29,6 +29,17 @@ def test_an_event_above_a_threshold_is_the_same_function_lowered():
     torch.testing.assert_close(raised.margin(x), event.margin(x) - 1.5)
 
 
+@pytest.mark.parametrize("system", ["lorenz63", "fitzhugh-nagumo", "double-pendulum"])
+@pytest.mark.parametrize("c", [0.0, 0.3])
+def test_events_for_guidance_hold_where_the_events_do(system, c):
+    event = brute_force.CASES[system].event
+    x = 2 * torch.randn(500, *event.shape, generator=torch.Generator().manual_seed(0))
+    x[::2] *= 0.1
+    aim = event_samples.for_guidance(system, event, c)
+    assert torch.equal(aim.holds(x), event.value(x) > c)
+    assert 0 < int(aim.holds(x).sum()) < 500
+
+
 def test_the_judge_sees_what_is_outside_and_what_is_distorted():
     event = events.Constraint(lambda x: x[..., 0].amax(-1), (5, 2))
     draw = torch.randn(8000, 5, 2, generator=torch.Generator().manual_seed(0))

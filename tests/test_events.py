@@ -14,6 +14,7 @@ from ddmlib.datasets import Standardizer
 from ddmlib.denoisers import Denoiser, GaussianDenoiser, NetworkDenoiser
 from ddmlib.events import estimates, paths, pilot, trust
 from ddmlib.events.constraints import mills
+from ddmlib.tails import AsinhStandardizer
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
@@ -336,6 +337,21 @@ def test_steps_reach_the_event_and_no_further_where_the_slope_is_next_to_nothing
     torch.testing.assert_close(
         found.guided.norm(dim=1), torch.full((3,), 3.0, **DOUBLE), atol=0.1, rtol=0
     )
+
+
+def test_a_step_that_leaves_the_range_of_the_units_is_shortened():
+    """C is the difference of numbers that overflow together: not a number along the whole step."""
+    units = AsinhStandardizer(torch.zeros(2), torch.ones(2))
+    prior = GaussianDenoiser(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), None, units)
+    rise = events.Constraint(lambda x: 3 * x[..., 0] - 2 * x[..., 1] - 1e6, (2,))
+    guided = events.EventGuidance(prior, rise)
+    x_t = torch.linspace(-3, 3, 21)[:, None] * torch.tensor([1.0, 1.0])
+    for r in (0.1, 1.0, 10.0):
+        alpha = torch.tensor([1 / math.hypot(1, r)])
+        known = guided.condition(x_t, alpha, r * alpha)
+        assert bool(torch.isfinite(known.guided).all())
+        c = rise.value(units.inverse(known.guided))
+        assert bool((c >= rise.value(units.inverse(known.x_0))).all())
 
 
 def test_calibrated_guidance_does_not_run_away(generator):

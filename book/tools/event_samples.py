@@ -8,13 +8,15 @@ python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: on
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
-weighted to the end.  Of the first two nothing is rejected or projected.  The floors are those of
+weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
+by asinh, so is C for the guidance: the event is the same.  The floors are those of
 other simulated trajectories of the same number.  Results go to book/results/event-samples.json
 after every part; parts that are there are kept.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +37,30 @@ NUMBER, PILOT, CHUNK = 10**4, 256, 256
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 EXCESS = 2  # weighted paths for each sample
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
+# C + level is a maximum of states (or of their means); scale: that of `AsinhStandardizer`, in C
+STRETCHED = {"fitzhugh-nagumo": (2.5, 0.43), "double-pendulum": (math.pi, 0.85)}
 
 
 def above(event: events.Constraint, c: float) -> events.Constraint:
     """Return the event that the function of another one exceeds c."""
     return events.Constraint(lambda x: event.function(x) - c, event.shape, event.name)
+
+
+def for_guidance(system: str, event: events.Constraint, c: float = 0.0) -> events.Constraint:
+    """Return the event C > c with a function that grows evenly in the network's units.
+
+    Guidance follows the slope of C in those units.  That of a spike grows seventyfold along asinh
+    units, so a step that is to reach the event from far below goes far beyond it.
+    """
+    if system not in STRETCHED:
+        return above(event, c)
+    level, scale = STRETCHED[system]
+    edge = math.asinh((level + c) / scale)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.asinh((event.function(x) + level) / scale) - edge
+
+    return events.Constraint(function, event.shape, event.name)
 
 
 def simulated(case: Case, event: events.Constraint, number: int, chunk: int) -> Tensor:
@@ -124,6 +145,7 @@ def main() -> None:
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = above(case.event, -2.0) if small else case.event
+    aim = for_guidance(system, case.event, -2.0 if small else 0.0)
     flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
     entry: dict[str, Any] = results.load(options.out).get(system) or {
         "weights": name,
@@ -143,7 +165,7 @@ def main() -> None:
     judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    for part, draw in draws(denoiser, event, number, sampler, pilot).items():
+    for part, draw in draws(denoiser, aim, number, sampler, pilot).items():
         if part not in entry:
             keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
 

@@ -23,7 +23,7 @@ from typing import Any
 import brute_force
 import results
 import torch
-from event_samples import above
+from event_samples import for_guidance
 from plain_samples import SAMPLERS, network
 
 from ddmlib import events, sampling
@@ -81,7 +81,7 @@ class Scan:
 
     def __init__(self, system: str, small: bool, bfloat16: bool, truth: Path) -> None:
         name, targets = SYSTEMS[system]
-        self.event = brute_force.CASES[system].event
+        self.system, self.event = system, brute_force.CASES[system].event
         self.denoiser = network(name, small, bfloat16)
         known = results.load(truth).get(system)
         if known is None:
@@ -108,14 +108,14 @@ class Scan:
         if method in ("smc", "importance"):
             settings["chunk"] = CHUNK
         found = events.log_probability(
-            self.denoiser, above(self.event, c), method=method,
+            self.denoiser, for_guidance(self.system, self.event, c), method=method,
             generator=torch.Generator().manual_seed(seed), **settings, **self.on,
         )  # fmt: skip
         return {"threshold": c} | {k: finite(v) for k, v in dataclasses.asdict(found).items()}
 
     def gap(self, c: float, seed: int) -> dict[str, Any]:
         """Return, of guided paths inside E, the mean of log p/q, and the log of the mean of p/q."""
-        event = above(self.event, c)
+        event = for_guidance(self.system, self.event, c)
         grid = sampling.times_for(self.denoiser, **self.on)
         like = torch.zeros((), device=self.denoiser.device)
         on: dict[str, Any] = {"rule": "multistep", "like": like}

@@ -263,7 +263,9 @@ class EventGuidance(Denoiser):
             value = part.value(self.standardizer.inverse(known.x_0 + share * step))
             return sign * (value.reshape(rise.shape) - start)
 
-        bend, tiny = (rises(1.0) - gain).clamp(min=0), torch.finfo(rise.dtype).tiny
+        # not a number: the step leaves the range of the units; it is halved below
+        bend = (rises(1.0) - gain).nan_to_num(0.0).clamp(min=0)
+        tiny = torch.finfo(rise.dtype).tiny
         root = (gain.square() + 4 * bend * most + tiny).sqrt()
         share = ((2 * most + tiny) / (gain + root + tiny)).clamp(max=1)
         with torch.no_grad():
