@@ -63,13 +63,14 @@ def test_counts_of_plain_samples_go_on_from_where_they_were(tmp_path):
     name = "fitzhugh-nagumo-trajectories"
     network = plain_samples.untrained(name)
 
-    def counted(path, *chunks):
-        for number in chunks:
-            *_, entry = plain_samples.run(name, network, number, 8, path)
+    def counted(path, chunks):
+        *_, entry = plain_samples.run(name, network, chunks, 8, path)
         return entry
 
     at_once = counted(tmp_path / "a.json", 2)
-    in_two = counted(tmp_path / "b.json", 1, 2)
+    one = counted(tmp_path / "b.json", 1)
+    in_two = counted(tmp_path / "b.json", 2)
+    assert in_two["limits"] == one["limits"]  # the boxes stay what they were
     assert at_once["samples"] == sum(at_once["cells"]) == 16
     assert in_two["counts"] == at_once["counts"]
     assert at_once["counts"][0] > at_once["counts"][-1]

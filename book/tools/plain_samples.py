@@ -102,9 +102,6 @@ def run(
     """Add chunks to the stored counts until there are ``chunks``; yield after each."""
     case = CASES[SYSTEMS[name]]
     c = simulated(case, 2 * chunks * chunk)
-    quantiles = torch.tensor([0.001, 0.999], dtype=torch.float64)
-    low, high = torch.quantile(c.double()[: 2**20], quantiles).tolist()
-    ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
     at = brute_force.thresholds(case)
     entry: dict[str, Any] = results.load(path).get(name) or {
         **SAMPLERS[SYSTEMS[name]],
@@ -113,6 +110,10 @@ def run(
         "counts": [0] * len(at),
         "cells": [0] * (BINS + 2),
     }
+    # counts that are there keep their boxes, however many chunks are asked for now
+    quantiles = torch.tensor([0.001, 0.999], dtype=torch.float64)
+    low, high = entry.get("limits") or torch.quantile(c.double()[: 2**20], quantiles).tolist()
+    ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
     while entry["chunks"] < chunks:
         z = sampling.sample(
             denoiser, (chunk, *case.event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
