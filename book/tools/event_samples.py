@@ -1,6 +1,6 @@
 """Generated trajectories given an event against simulated ones; for chapter 09.
 
-python book/tools/event_samples.py lorenz63           # half an hour of one core
+python book/tools/event_samples.py lorenz63           # half an hour; with --bfloat16 half of it
 python book/tools/event_samples.py fitzhugh-nagumo
 python book/tools/event_samples.py double-pendulum
 python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run

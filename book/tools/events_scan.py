@@ -1,7 +1,7 @@
 """Probabilities of events under the trajectory networks, by every estimator; for chapter 10.
 
-python book/tools/events_scan.py lorenz63               # hours of one core; resumable
-python book/tools/events_scan.py fitzhugh-nagumo        # at the event itself only
+python book/tools/events_scan.py lorenz63 --bfloat16    # half an hour of one core; resumable
+python book/tools/events_scan.py fitzhugh-nagumo --bfloat16  # at the event itself only
 python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only to see it run
 
 The truth is that of brute_force.py, which comes first: thresholds are chosen where it finds
@@ -9,7 +9,8 @@ P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with 
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
 importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
 Results go to book/results/events-scan.json after every estimate; the same command goes on from
-there.
+there.  Whoever changes weights, guidance or settings deletes the system's entry first: what is
+there is kept, whatever made it.
 """
 
 import argparse
