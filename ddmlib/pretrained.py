@@ -53,8 +53,10 @@ def build(settings: dict[str, Any]) -> nn.Module:
     if settings["kind"] == "network":
         return network
     schedule = schedules.by_name(settings["schedule"], **settings["schedule_settings"])
-    kind = tails.AsinhStandardizer if settings.get("tails") else datasets.Standardizer
-    standardizer = kind(torch.tensor(settings["mean"]), torch.tensor(settings["std"]))
+    centre_and_spread = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+    standardizer = datasets.Standardizer(*centre_and_spread)
+    if settings.get("tails"):
+        standardizer = tails.AsinhStandardizer(*centre_and_spread, knee=settings.get("knee", 1.0))
     head, ratios = settings["head"], settings["ratios"]
     return NetworkDenoiser(network, schedule, standardizer, head, (ratios[0], ratios[1]))
 

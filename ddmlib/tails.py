@@ -1,12 +1,16 @@
-r"""Standardised units for states with long tails: z = asinh((x - mean)/std).
+r"""Standardised units for states with long tails: z = k asinh((x - mean)/(k std)).
 
 Most systems rest near some state and leave it rarely and far: FitzHugh-Nagumo cells spike to
 fourteen standard deviations, a pendulum that goes over the top turns by eighty radians.  In affine
 units a denoiser's error is then that of the few far states, and the many near ones are lost beside
-them.  asinh is the identity near zero and a logarithm far away, so that both are told apart.
+them.  asinh is the identity near zero and a logarithm far away, so that both are told apart.  The
+knee k says where one turns into the other, in standard deviations.  It should not come too early: a
+tenth of a height far beyond it is k/10 units whatever the height, and a network that is right to a
+twentieth of a unit knows the height to a twentieth of itself where k = 1, and to a sixtieth where
+k = 3.
 
-The events of an ensemble are functions of physical states, and a density gains the factor
-|dz/dx| = 1/√((x - mean)² + std²), whatever the map.
+The events of an ensemble are functions of physical states; densities gain the factor
+|dz/dx| = 1/√(((x - mean)/k)² + std²).
 """
 
 from dataclasses import dataclass
@@ -20,18 +24,27 @@ from ddmlib.datasets import Standardizer
 
 @dataclass(frozen=True)
 class AsinhStandardizer(Standardizer):
-    """The map z = asinh((x - mean) / std) from physical to standardised units.
+    """The map z = knee asinh((x - mean) / (knee std)) from physical to standardised units.
 
     Parameters
     ----------
     mean, std : Tensor of shape (d,)
-        Where the map is steepest, and how far around it is nearly affine; physical units.
+        Where the map is steepest, and the inverse of its slope there; physical units.
+    knee : float
+        How many std around the mean it is nearly affine.
     """
+
+    knee: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive("knee", self.knee)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x of shape (..., d) to standardised units."""
-        return torch.asinh(super().__call__(x))
+        return self.knee * torch.asinh(super().__call__(x) / self.knee)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Map z of shape (..., d) to physical units."""
-        return super().inverse(torch.sinh(checks.last_axis("z", z, len(self.mean))))
+        checks.last_axis("z", z, len(self.mean))
+        return super().inverse(self.knee * torch.sinh(z / self.knee))

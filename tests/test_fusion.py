@@ -10,6 +10,7 @@ from ddmlib.denoisers import EmpiricalDenoiser, GaussianDenoiser, NetworkDenoise
 from ddmlib.dynamics import LinearGaussian, simulate
 from ddmlib.guidance import MMPS, Fusion, evaluations, posterior
 from ddmlib.guidance.base import Linearised
+from ddmlib.tails import AsinhStandardizer
 from ddmlib.trajectories import GaussianTrajectoryDenoiser
 
 DOUBLE = torch.float64
@@ -43,6 +44,13 @@ def observe(generator, device):
 def twice(x):
     """Return the second component, and the first one from two instruments in other units."""
     return torch.stack((x[..., 1], 3 * x[..., 0], -x[..., 0]), -1)
+
+
+def stretched(prior):
+    """Return the prior in units that are no affine map of the physical ones."""
+    mean, covariance = CHAIN.law(LENGTH)
+    units = AsinhStandardizer(prior.standardizer.mean, prior.standardizer.std)
+    return GaussianTrajectoryDenoiser(mean, covariance, SCHEDULE, units)
 
 
 OPERATORS = [da.component(0), da.component(1, 0), twice]
@@ -212,6 +220,7 @@ def test_posterior_refuses(shape, settings, words, prior, observe):
     ("make", "error", "words"),
     [
         (lambda p, o: Fusion(EmpiricalDenoiser(torch.zeros(3, 2)), o), TypeError, "elementwise"),
+        (lambda p, o: Fusion(stretched(p), o), TypeError, "affine standardizer"),
         (
             lambda p, o: Fusion(p, da.Observation(o.y, lambda x: x.sum(-1, keepdim=True))),
             ValueError,

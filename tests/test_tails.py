@@ -7,7 +7,8 @@ from ddmlib import datasets, pretrained, recipes
 from ddmlib.tails import AsinhStandardizer
 
 MEAN, STD = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
-UNITS = AsinhStandardizer(MEAN, STD)
+KNEE = 2.5
+UNITS = AsinhStandardizer(MEAN, STD, KNEE)
 
 
 def test_there_and_back(generator):
@@ -17,11 +18,23 @@ def test_there_and_back(generator):
     assert UNITS(x.double()).dtype == torch.float64
 
 
+def test_the_knee_says_how_far_it_is_affine():
+    affine, x = datasets.Standardizer(MEAN, STD), MEAN + 3 * STD
+    away = [
+        float((AsinhStandardizer(MEAN, STD, k)(x) - affine(x)).abs().max()) for k in (1, 10, 99)
+    ]
+    assert away[0] > 1
+    assert 0.01 < away[1] < 0.05
+    assert away[2] < 1e-3
+
+
 def test_affine_near_the_centre_and_logarithmic_far_away():
     affine = datasets.Standardizer(MEAN, STD)
     near, far = MEAN + 1e-3 * STD, MEAN + 1e4 * STD
     torch.testing.assert_close(UNITS(near), affine(near), rtol=1e-3, atol=0)
-    torch.testing.assert_close(UNITS(far), torch.log(2 * affine(far)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        UNITS(far), KNEE * torch.log(2 * affine(far) / KNEE), rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(UNITS(2 * MEAN - far), -UNITS(far))
 
 
@@ -29,7 +42,7 @@ def test_its_slope_is_the_factor_of_densities():
     x = torch.tensor([[3.0, -9.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(UNITS(x).sum(), x)
     away = x.detach() - MEAN
-    torch.testing.assert_close(slope, 1 / torch.sqrt(away**2 + STD.double() ** 2))
+    torch.testing.assert_close(slope, 1 / torch.sqrt((away / KNEE) ** 2 + STD.double() ** 2))
 
 
 def test_bad_input_is_named():
@@ -39,6 +52,8 @@ def test_bad_input_is_named():
         UNITS.inverse(torch.zeros(3))
     with pytest.raises(ValueError, match="std must be positive"):
         AsinhStandardizer(MEAN, torch.zeros(2))
+    with pytest.raises(ValueError, match="knee must be positive"):
+        AsinhStandardizer(MEAN, STD, 0.0)
 
 
 @pytest.mark.parametrize("name", ["fitzhugh-nagumo-trajectories", "double-pendulum-trajectories"])
@@ -46,5 +61,6 @@ def test_a_card_names_the_units(name):
     model = recipes.RECIPES[name].model
     built = pretrained.build(model)
     assert model["tails"] == "asinh"
+    assert built.standardizer.knee == model["knee"]
     assert isinstance(built.standardizer, AsinhStandardizer)
     assert "tails" not in recipes.RECIPES["lorenz63-trajectories"].model

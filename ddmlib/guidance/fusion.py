@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ddmlib.assimilation import Observation
 from ddmlib.assimilation.observations import matrix
+from ddmlib.datasets import Standardizer
 from ddmlib.denoisers import Denoiser
 
 
@@ -31,7 +32,7 @@ class Fusion(Denoiser):
     Raises
     ------
     TypeError
-        If the denoiser is not elementwise.
+        If the denoiser is not elementwise, or its units are no affine map of the physical ones.
     ValueError
         If the operator does anything else than pick and scale components, or ``y`` does not fit.
     """
@@ -43,6 +44,11 @@ class Fusion(Denoiser):
             raise TypeError(
                 "denoiser must take a noise level for each component (elementwise), "
                 f"got {type(denoiser).__name__}"
+            )
+        if type(denoiser.standardizer) is not Standardizer:
+            raise TypeError(
+                "denoiser must have an affine standardizer: in other units the likelihood of an "
+                f"observation is not Gaussian, got {type(denoiser.standardizer).__name__}"
             )
         self.denoiser, self.observation = denoiser, observation
         self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer
