@@ -9,7 +9,7 @@ from ddmlib import checks
 from ddmlib.denoisers import Denoiser
 from ddmlib.schedules import Schedule
 
-SPACINGS = ("time", "log-ratio", "karras")
+SPACINGS = ("time", "log-ratio", "karras", "central")
 
 
 def times(
@@ -31,11 +31,13 @@ def times(
     spacing : str
         "time": even in t (F24).  "log-ratio": even in log(sigma/alpha) between ``ratios``, and a
         last step to 0.  "karras": even in (sigma/alpha)^(1/rho) between ``ratios``, and a last step
-        to 0 (Karras et al. 2022, eq. 5).
+        to 0 (Karras et al. 2022, eq. 5).  "central": finest in the middle, even in
+        asinh(log(sigma/alpha) - m), m being log(sigma/alpha) in the middle of ``ratios``, and a
+        last step to 0; a step is √(1 + u²) times the least at a distance u from the middle.
     start : float
         First pseudo-time; the upper end of ``ratios`` is lowered to it.
     ratios : tuple of float
-        Lowest and highest sigma/alpha of the two latter grids.
+        Lowest and highest sigma/alpha of all grids but "time".
     rho : float
         Exponent of "karras".
 
@@ -57,6 +59,9 @@ def times(
         raise ValueError(f"ratios must satisfy 0 < low < high = {high:.3g}, got low = {low:.3g}")
     if spacing == "log-ratio":
         grid = torch.exp(math.log(high) + even * math.log(low / high))
+    elif spacing == "central":
+        reach = math.log(high / low) / 2
+        grid = math.sqrt(low * high) * torch.exp(torch.sinh(math.asinh(reach) * (1 - 2 * even)))
     else:
         grid = (high ** (1 / rho) + even * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     return torch.cat((schedule.time(grid), torch.zeros(1, dtype=torch.float64)))

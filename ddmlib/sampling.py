@@ -194,7 +194,7 @@ def sample(
     eta : float, optional
         Share of fresh noise in each step, as in `reverse`.
     spacing : str
-        "log-ratio", "karras" or "time"; see `times`.
+        "log-ratio", "karras", "central" or "time"; see `times`.
     ratios : tuple of float, optional
         Lowest and highest sigma/alpha; default: `noise_levels`.
     corrections, tau, corrector, corrected

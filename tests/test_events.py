@@ -570,7 +570,8 @@ def test_guided_estimates_of_a_half_space(method, probability, generator):
     assert found.interval[0] - 0.01 < own < found.interval[1] + 0.01
     assert found.standard_error < 0.02
     assert found.trustworthy
-    extra = 256 if method == "importance" else 2 * 256  # the pilot; results diffused again
+    # the pilot, the first population, its fit; results diffused again
+    extra = (5 if method == "importance" else 6) * 256
     assert found.evaluations == found.products == 128 * (4096 + extra)
 
 
@@ -668,7 +669,7 @@ def test_exact_guidance_overlooks_nothing(generator):
         assert bool(((means - math.log(probability)).abs() < 0.35).all())
 
 
-def test_a_constraint_that_saturates_is_marked(generator):
+def test_a_constraint_that_saturates_is_marked_or_mended(generator):
     """x_1 > 3 written with tanh: h is certain of no wherever tanh is flat, and paths go missing."""
     # as where no path of the pilot meets the event
     made = populations(normal_2d(), WALL, generator(), least=1e-10)
@@ -676,13 +677,11 @@ def test_a_constraint_that_saturates_is_marked(generator):
     assert share > 0.3
     assert 0.1 < ratio < 10
     assert "next to impossible: many may be missing" in trust.doubts(*made, 500, generator(1))
-    exact, marked = float(scipy.stats.norm.logsf(3)), 0
+    exact = float(scipy.stats.norm.logsf(3))
     options = {"samples": 1024, "steps": 32, "pilot": 64, **DOUBLE}
-    for seed in range(4):
+    for seed in range(4):  # fitted odds see what h does not
         found = events.log_probability(normal_2d(), WALL, generator=generator(seed), **options)
-        marked += not found.trustworthy
-        assert abs(found.log_probability - exact) < 3 * found.standard_error or found.warning
-    assert marked >= 3
+        assert abs(found.log_probability - exact) < 3 * found.standard_error < 0.9
     plane = events.Constraint(lambda x: x[..., 0] - 3, (2,))
     assert events.log_probability(normal_2d(), plane, generator=generator(), **options).trustworthy
 

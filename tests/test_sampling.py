@@ -293,7 +293,7 @@ def test_reverse_is_a_loop_over_the_steps(draw, device):
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
-@pytest.mark.parametrize("spacing", ["log-ratio", "karras"])
+@pytest.mark.parametrize("spacing", ["log-ratio", "karras", "central"])
 def test_samples_do_not_depend_on_the_schedule(method, spacing, device, generator):
     """On a grid of sigma/alpha two schedules take the same steps in x/alpha."""
     samples = [
@@ -736,6 +736,11 @@ def test_times_are_even_in_what_they_say():
     i, n, rho = 7, 20, 7
     expected = (50 ** (1 / rho) + i / (n - 1) * (0.01 ** (1 / rho) - 50 ** (1 / rho))) ** rho
     assert float(ratio[i]) == pytest.approx(expected)
+    ratio = schedule.ratio(sampling.times(schedule, 21, ratios=(0.01, 50.0), spacing="central"))
+    assert ratio[[0, 20]].tolist() == pytest.approx([50.0, 0.01])
+    assert float(ratio[10]) == pytest.approx(math.sqrt(0.5))
+    steps = torch.asinh((ratio[:-1] / math.sqrt(0.5)).log()).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, -math.asinh(math.log(5000) / 2) / 10))
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ sampler's law given the event, with weights that make it exact in the limit of m
 from ddmlib.events.constraints import Conjunction, Constraint, Equality, Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import Calibration, Conditioned, EventGuidance
+from ddmlib.events.odds import FittedGuidance, Odds
 from ddmlib.events.pilot import calibrate
 from ddmlib.events.probability import METHODS, log_probability, twisted_samples
 from ddmlib.events.published import one_lobe, over_the_top, spike
@@ -24,6 +25,8 @@ __all__ = [
     "Estimate",
     "Event",
     "EventGuidance",
+    "FittedGuidance",
+    "Odds",
     "calibrate",
     "log_probability",
     "one_lobe",

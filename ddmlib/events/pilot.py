@@ -43,7 +43,6 @@ WIDEST = 4.0  # variances of C(x_0) that are added at most
 HALVINGS = 30
 
 
-@torch.no_grad()
 def calibrate(
     guidance: EventGuidance,
     grid: Tensor,
@@ -70,6 +69,20 @@ def calibrate(
     -------
     Calibration
     """
+    return follow(guidance, grid, n, rule=rule, like=like, generator=generator)[0]
+
+
+@torch.no_grad()
+def follow(
+    guidance: EventGuidance,
+    grid: Tensor,
+    n: int,
+    *,
+    rule: str,
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Calibration, Tensor]:
+    """Return what `calibrate` measures, and the ends of its paths, (n, *shape), standardised."""
     checks.count("n", n, 16)
     if any(isinstance(part, Equality) for part in guidance.constraint.parts):
         raise ValueError("equalities cannot be calibrated")
@@ -100,7 +113,7 @@ def calibrate(
     least = max(LEAST, SHARE * max(mean for mean, _ in masses))
     share = float(guidance.constraint.holds(physical).double().mean())
     intercept, slope, scale, extra = rows
-    return Calibration(ratios.log(), intercept, slope, scale, extra, least, share)
+    return Calibration(ratios.log(), intercept, slope, scale, extra, least, share), x
 
 
 def mean_mass(

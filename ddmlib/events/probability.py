@@ -25,7 +25,7 @@ from ddmlib.events import estimates, paths, subset, trust
 from ddmlib.events.constraints import Equality, Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
-from ddmlib.events.pilot import calibrate
+from ddmlib.events.odds import prepare
 
 UNCHECKED = "no pilot has corrected the guidance: paths that it misses do not show in the error"
 ALWAYS = 'every path of the pilot was in the event, which may always hold: ask for method="plain"'
@@ -78,8 +78,9 @@ def log_probability(
         Share of unguided paths ("importance") or steps ("smc"), in [0, 1).
     pilot : int
         Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
-        samples (see `pilot`); 0 for none.  "smc" then looks for paths that it overlooked with as
-        many of its results (see `trust`).
+        samples (see `pilot`); 0 for none.  Twice as many weighted ones then tell whether fitted
+        odds do better (see `odds`), and the cost of all is that of five times so many paths.  "smc"
+        looks in the end for paths that it overlooked, with as many of its results (see `trust`).
     keep, moves : float, int
         Of "subset": the share above each threshold, and Metropolis moves at each.
     probes : int, optional
@@ -152,9 +153,9 @@ def log_probability(
 
     first = 0
     if guidance is None:
-        first = 0 if method == "likelihood-ratio" else pilot * steps
-        guidance = _guidance(denoiser, constraint, grid, first // steps, on)
-    evaluations = steps * samples + first
+        paths_before = 0 if method == "likelihood-ratio" else pilot
+        guidance, first = prepare(denoiser, constraint, grid, paths_before, chunk=chunk, **on)
+    evaluations = steps * (samples + first)
     products = evaluations * len(constraint.parts)
     unchecked = UNCHECKED if guidance.calibration is None else ""
     if guidance.calibration is not None and guidance.calibration.inside == 1:
@@ -204,17 +205,6 @@ def log_probability(
         "the mean of log p(x) - log p(x|E) over guided samples is biased by minus their "
         "Kullback-Leibler divergence from p(x|E), which the error bar leaves out",
     )
-
-
-def _guidance(
-    denoiser: Denoiser, constraint: Event, grid: torch.Tensor, pilot: int, on: dict[str, Any]
-) -> EventGuidance:
-    """Return guidance, corrected by a pilot run of so many paths if any."""
-    guidance = EventGuidance(denoiser, constraint)
-    if not pilot:
-        return guidance
-    calibration = calibrate(guidance, grid, pilot, **on)
-    return EventGuidance(denoiser, constraint, calibration=calibration)
 
 
 def _home(generator: torch.Generator | None) -> torch.device:
@@ -285,7 +275,7 @@ def twisted_samples(
     on["generator"] = generator
     below = EventGuidance(denoiser, constraint) if guidance is None else guidance
     if guidance is None:
-        guidance = _guidance(denoiser, constraint, grid, pilot, on)
+        guidance, _ = prepare(denoiser, constraint, grid, pilot, chunk=chunk, **on)
     if not 0 <= until < math.inf:
         raise ValueError(f"until must not be negative, got {until}")
     settings: dict[str, Any] = {"defensive": defensive, "until": until, "event": constraint}

@@ -1,0 +1,145 @@
+"""Fitted log-odds of an event: what they learn, where they are taken, what they are worth."""
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+from half_space import sampler_law
+
+from ddmlib import events, noise, sampling
+from ddmlib.denoisers import GaussianDenoiser, diffuse
+from ddmlib.events import odds, paths, pilot
+
+DOUBLE = {"dtype": torch.float64}
+DENOISER = GaussianDenoiser(torch.zeros(2, **DOUBLE), torch.eye(2, **DOUBLE))
+CIRCLE = events.Constraint(lambda x: x.square().sum(-1) - 9.0, (2,))
+WALL = events.Constraint(lambda x: torch.tanh(2 * (x[..., 0] - 3)), (2,))
+PLANE = events.Constraint(lambda x: x[..., 0] - 3.0, (2,))
+GRID = sampling.times(DENOISER.schedule, 32, spacing="log-ratio", ratios=(2e-3, 80.0))
+MIDDLE = 14  # a level of noise near 2
+
+
+def on(generator):
+    return {"rule": "multistep", "like": torch.zeros((), **DOUBLE), "generator": generator}
+
+
+def level(index=MIDDLE):
+    return paths.levels(DENOISER, GRID, torch.zeros((), **DOUBLE))[index]
+
+
+def inside(n, generator):
+    """Standard normal points outside the circle: their squared distance is 9 more than usual."""
+    x = noise.normal((n, 2), generator=generator, **DOUBLE)
+    distance = x.norm(dim=-1, keepdim=True)
+    return x / distance * (distance.square() + 9).sqrt()
+
+
+def exact(x_t, alpha, sigma):
+    """log P(|x_0|² > 9 | x_t), from the noncentral chi-squared law."""
+    variance = float(sigma**2 / (alpha**2 + sigma**2))
+    mean = x_t * alpha / (alpha**2 + sigma**2)
+    shift = mean.square().sum(-1) / variance
+    return torch.as_tensor(scipy.stats.ncx2.logsf(9 / variance, 2, shift))
+
+
+@pytest.fixture
+def fitted(generator):
+    g = generator(1)
+    plain = noise.normal((2048, 2), generator=g, **DOUBLE)
+    guidance = events.EventGuidance(DENOISER, CIRCLE)
+    found = odds.fit(guidance, GRID, plain, inside(2048, g), -4.5, generator=g)
+    return guidance, found
+
+
+def test_regression_finds_the_weights_it_was_made_with(generator):
+    g = generator()
+    x = 3 * torch.randn(40_000, 2, generator=g, **DOUBLE) + 1
+    offset = torch.randn(40_000, generator=g, **DOUBLE)
+    true = torch.tensor([-1.0, 0.5, -0.25], **DOUBLE)
+    y = torch.rand(40_000, generator=g, **DOUBLE) < torch.sigmoid(true[0] + x @ true[1:] + offset)
+    found = odds.regression(x, y.double(), offset)
+    torch.testing.assert_close(found, true, rtol=0, atol=0.06)
+    # what parts the two kinds wholly, a column that says nothing, and none at all
+    y, column = (x[:, 0] > 0).double(), torch.ones_like(x[:, :1])
+    found = odds.regression(torch.cat((x[:, :1], column), 1), y)
+    assert bool(torch.isfinite(found).all())
+    assert float(found[1]) > 1
+    share = odds.regression(x[:, :0], y, torch.full((40_000,), -12.0, **DOUBLE))
+    assert float(share[0]) - 12 == pytest.approx(math.log(y.mean() / (1 - y.mean())), abs=1e-3)
+
+
+def test_odds_learn_the_probability_of_the_event(fitted, generator):
+    guidance, found = fitted
+    better = odds.FittedGuidance(guidance, found)
+    alpha, sigma = level()
+    x_0 = inside(1024, generator(2))
+    x_t = diffuse(x_0, alpha, sigma, noise.normal_like(x_0, generator(3)))
+    truth = exact(x_t, alpha, sigma)
+    errors = [
+        float((g.condition(x_t, alpha, sigma).log_mass - truth).square().mean().sqrt())
+        for g in (better, guidance)
+    ]
+    assert errors[0] < 0.6
+    assert errors[1] > 4 * errors[0]
+
+
+def test_guidance_follows_the_gradient_of_the_odds(fitted, generator):
+    better = odds.FittedGuidance(*fitted)
+    alpha, sigma = level()
+    x_t = torch.randn(5, 2, generator=generator(), **DOUBLE).requires_grad_()
+    known = better.condition(x_t, alpha, sigma)
+    (slope,) = torch.autograd.grad(known.log_mass.sum(), x_t, retain_graph=True)
+    pull = (known.guided - known.x_0) * alpha / sigma**2
+    torch.testing.assert_close(pull, slope)
+    assert known.guided.requires_grad
+    assert not better.condition(x_t.detach(), alpha, sigma).guided.requires_grad
+
+
+def test_odds_are_taken_from_one_level_on_and_not_where_guidance_is_exact(fitted, generator):
+    taken = fitted[1].taken
+    assert bool(taken[MIDDLE:].all())
+    assert bool((taken.int().diff() >= 0).all())
+    for seed in range(4):
+        guidance, cost = odds.prepare(DENOISER, PLANE, GRID, 256, **on(generator(seed)))
+        assert type(guidance) is events.EventGuidance
+        assert cost == 5 * 256
+        # the pilot's own guess may be forty times as much
+        assert guidance.least == pytest.approx(0.05 * scipy.stats.norm.sf(3), rel=0.4)
+
+
+def test_odds_lessen_the_scatter_and_leave_the_mean(generator):
+    """Far from the wall its tanh is flat, and moment matching certain of no."""
+    g, scatter = generator(4), []
+    _, covariance = sampler_law(DENOISER, 32)
+    own = scipy.stats.norm.sf(3 / math.sqrt(float(covariance[0, 0])))
+    guidance, _ = odds.prepare(DENOISER, WALL, GRID, 256, **on(g))
+    assert isinstance(guidance, odds.FittedGuidance)
+    calibration = pilot.calibrate(events.EventGuidance(DENOISER, WALL), GRID, 256, **on(g))
+    before = events.EventGuidance(DENOISER, WALL, calibration=calibration)
+    for each in (guidance, before):
+        found = paths.twisted(each, GRID, 64, 64, defensive=0.1, **on(g)).log_probability.exp()
+        error = float(found.std()) / 8
+        assert abs(float(found.mean()) - own) < 3 * error
+        scatter.append(float(found.std() / found.mean()))
+    assert scatter[0] < 0.7 * scatter[1]
+
+
+def test_no_pilot_and_an_event_out_of_reach(generator):
+    guidance, cost = odds.prepare(DENOISER, CIRCLE, GRID, 0, **on(generator()))
+    assert cost == 0
+    assert guidance.calibration is None
+    far = events.Constraint(lambda x: (x[..., 0] - 1e6).clamp(max=1.0), (2,))
+    guidance, cost = odds.prepare(DENOISER, far, GRID, 16, **on(generator()))
+    assert type(guidance) is events.EventGuidance
+    assert cost == 3 * 16
+    always = events.Constraint(lambda x: x[..., 0] + 1e6, (2,))
+    assert odds.prepare(DENOISER, always, GRID, 16, **on(generator()))[1] == 16
+
+
+def test_bad_input_is_named(fitted):
+    guidance, found = fitted
+    with pytest.raises(ValueError, match="one noise level for all samples"):
+        found.level(torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match="plain and inside must have one shape"):
+        odds.fit(guidance, GRID, torch.zeros(4, 2), torch.zeros(2, 2), -4.5)
