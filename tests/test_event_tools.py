@@ -5,6 +5,7 @@ import event_samples
 import events_scan
 import plain_samples
 import pytest
+import results
 import torch
 
 from ddmlib import ensembles, events, metrics
@@ -74,6 +75,17 @@ def test_counts_of_plain_samples_go_on_from_where_they_were(tmp_path):
     assert at_once["samples"] == sum(at_once["cells"]) == 16
     assert in_two["counts"] == at_once["counts"]
     assert at_once["counts"][0] > at_once["counts"][-1]
+
+
+def test_results_of_other_weights_or_settings_are_not_gone_on_with(tmp_path):
+    path = tmp_path / "a.json"
+    made_with = {"sha256": "1", "ratios": (0.01, 80.0)}
+    assert results.entry(path, "x", made_with)["ratios"] == [0.01, 80.0]
+    results.save({"x": results.entry(path, "x", made_with) | {"counts": [3]}}, path)
+    assert results.entry(path, "x", made_with)["counts"] == [3]
+    assert "counts" not in results.entry(path, "y", made_with)
+    with pytest.raises(SystemExit, match="was made with other sha256: delete"):
+        results.entry(path, "x", made_with | {"sha256": "2"})
 
 
 def test_histograms_of_counts_have_the_distance_of_their_samples():

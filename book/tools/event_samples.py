@@ -9,9 +9,9 @@ The share inside the event, the total variation of the histogram of C, 128 bins,
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
 weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
-by asinh, so is C for the guidance: the event is the same.  The floors are those of
-other simulated trajectories of the same number.  Results go to book/results/event-samples.json
-after every part; parts that are there are kept.
+by asinh, so is C for the guidance: the event is the same.  The floors are those of other simulated
+trajectories of the same number.  Results go to book/results/event-samples.json after every part;
+parts that were made with these settings and weights are kept.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, SAMPLERS, network
+from plain_samples import BINS, SAMPLERS, network, weights
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
@@ -37,8 +37,8 @@ NUMBER, PILOT, CHUNK = 10**4, 256, 256
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 EXCESS = 2  # weighted paths for each sample
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
-# C + level is a maximum of states (or of their means); scale: that of `AsinhStandardizer`, in C
-STRETCHED = {"fitzhugh-nagumo": (2.5, 0.43), "double-pendulum": (math.pi, 0.85)}
+# C + level is a maximum of states (or of their means); scale: knee · std of their units, in C
+STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86), "double-pendulum": (math.pi, 2.55)}
 
 
 def above(event: events.Constraint, c: float) -> events.Constraint:
@@ -147,13 +147,17 @@ def main() -> None:
     event = above(case.event, -2.0) if small else case.event
     aim = for_guidance(system, case.event, -2.0 if small else 0.0)
     flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
-    entry: dict[str, Any] = results.load(options.out).get(system) or {
-        "weights": name,
+    made_with = {
+        **weights(name, small),
         "samples": number,
         "samples_guided": min(number, GUIDED),
         **sampler,
         "bins": BINS,
+        "pilot": pilot,
+        "excess": EXCESS,
+        "until": UNTIL,
     }
+    entry = results.entry(options.out, system, made_with)
 
     def keep(part: str, value: dict[str, Any]) -> None:
         entry.update(

@@ -9,8 +9,7 @@ P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with 
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
 importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
 Results go to book/results/events-scan.json after every estimate; the same command goes on from
-there.  Whoever changes weights, guidance or settings deletes the system's entry first: what is
-there is kept, whatever made it.
+there, unless weights or settings are others.  Whoever changes guidance deletes the entry first.
 """
 
 import argparse
@@ -25,7 +24,7 @@ import brute_force
 import results
 import torch
 from event_samples import for_guidance
-from plain_samples import SAMPLERS, network
+from plain_samples import SAMPLERS, network, weights
 
 from ddmlib import events, sampling
 from ddmlib.events import paths
@@ -44,7 +43,7 @@ SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
 CHECKS = ("importance", "subset")
 CROSS_CHECKED = 3  # every third threshold, by importance sampling and subset simulation
 METHODS: dict[str, dict[str, Any]] = {
-    "smc": {"samples": 1024, "pilot": 256},
+    "smc": {"samples": 2048, "pilot": 256},
     "importance": {"samples": 1024, "pilot": 256},
     "subset": {"samples": 1024, "runs": 4},
     "likelihood-ratio": {"samples": 5, "probes": 8},
@@ -148,17 +147,15 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     start, flags = time.perf_counter(), " --bfloat16" * options.bfloat16
     scan = Scan(options.system, options.small, options.bfloat16, options.truth)
-    entry: dict[str, Any] = results.load(options.out).get(options.system) or {
-        "weights": SYSTEMS[options.system][0],
+    made_with = {
+        **weights(SYSTEMS[options.system][0], options.small),
         **scan.on,
         "settings": scan.methods,
         "chosen": scan.chosen,
-        "scan": [],
-        "gap": [],
         "repeated": scan.repeated,
-        "repetitions": [],
-        "published": [],
     }
+    nothing: dict[str, Any] = {"scan": [], "gap": [], "repetitions": [], "published": []}
+    entry = nothing | results.entry(options.out, options.system, made_with)
 
     def keep(part: str, value: Any) -> None:
         entry[part].append(value)

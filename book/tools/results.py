@@ -25,6 +25,27 @@ def save(results: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
+def entry(path: Path, key: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the stored entry of that name to go on with, or a new one with these settings.
+
+    Raises
+    ------
+    SystemExit
+        If what is stored was made with other settings: numbers of both would stand side by side.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples are lists in a file
+    stored = load(path).get(key)
+    if stored is None:
+        return settings
+    other = [k for k, v in settings.items() if stored.get(k) != v]
+    if other:
+        raise SystemExit(
+            f"error: {key} in {path.name} was made with other {', '.join(other)}: "
+            "delete the entry to make it anew"
+        )
+    return stored
+
+
 def made(command: str) -> dict[str, str]:
     """Return what a result says of its making: the command, the date and the versions."""
     return {
