@@ -8,6 +8,7 @@ The truth is that of brute_force.py, which comes first: thresholds are chosen wh
 P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with the same steps, is
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
 importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
+Where an estimate is repeated, one pilot serves five repetitions.
 Results go to book/results/events-scan.json after every estimate; the same command goes on from
 there, unless weights or settings are others.  Whoever changes guidance deletes the entry first.
 """
@@ -27,12 +28,13 @@ from event_samples import for_guidance
 from plain_samples import SAMPLERS, network, weights
 
 from ddmlib import events, sampling
-from ddmlib.events import paths
+from ddmlib.events import odds, paths
 
 OUT = results.FOLDER / "events-scan.json"
 TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 REPEATED = 1e-3  # where an estimate is repeated, of Lorenz 63 alone
 REPETITIONS = {"lorenz63": 20, "fitzhugh-nagumo": 0}
+SHARED = 5  # repetitions that one pilot serves
 PUBLISHED = {"lorenz63": 5, "fitzhugh-nagumo": 5}  # runs of Z23's estimator
 CHUNK = 256
 # system: weights, and the thresholds' targets; the event itself is always there
@@ -102,9 +104,19 @@ class Scan:
         checked = [(method, c) for c in self.chosen[::CROSS_CHECKED] for method in CHECKS]
         return [("smc", c) for c in self.chosen] + checked
 
-    def estimate(self, method: str, c: float, seed: int) -> dict[str, Any]:
+    def prepared(self, c: float, seed: int) -> tuple[events.EventGuidance, int]:
+        """Return guidance to C > c that a pilot has corrected, and the evaluations that it cost."""
+        guidance, paths_before = odds.prepare(
+            self.denoiser, for_guidance(self.system, self.event, c),
+            sampling.times_for(self.denoiser, **self.on), self.methods["smc"]["pilot"],
+            chunk=CHUNK, rule="multistep", like=torch.zeros((), device=self.denoiser.device),
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return guidance, paths_before * self.on["steps"]
+
+    def estimate(self, method: str, c: float, seed: int, **given: Any) -> dict[str, Any]:
         """Return one estimate of log P(C > c)."""
-        settings = dict(self.methods[method])
+        settings = dict(self.methods[method]) | given
         if method in ("smc", "importance"):
             settings["chunk"] = CHUNK
         found = events.log_probability(
@@ -168,8 +180,12 @@ def main() -> None:
     for c in scan.chosen[len(entry["gap"]) :]:
         keep("gap", scan.gap(c, 60_000))
     repetitions = 2 if options.small else REPETITIONS[options.system]
+    guidance, cost = None, 0
     for k in range(len(entry["repetitions"]), repetitions):
-        keep("repetitions", scan.estimate("smc", scan.repeated, 70_000 + k))
+        if guidance is None or k % SHARED == 0:
+            guidance, cost = scan.prepared(scan.repeated, 75_000 + k // SHARED)
+        found = scan.estimate("smc", scan.repeated, 70_000 + k, guidance=guidance)
+        keep("repetitions", found | {"pilot": k // SHARED, "pilot_evaluations": cost})
     published = 1 if options.small else PUBLISHED[options.system]
     for k in range(len(entry["published"]), published):
         keep("published", scan.estimate("likelihood-ratio", 0.0, 80_000 + k))
