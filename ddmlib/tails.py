@@ -4,10 +4,8 @@ Most systems rest near some state and leave it rarely and far: FitzHugh-Nagumo c
 fourteen standard deviations, a pendulum that goes over the top turns by eighty radians.  In affine
 units a denoiser's error is then that of the few far states, and the many near ones are lost beside
 them.  asinh is the identity near zero and a logarithm far away, so that both are told apart.  The
-knee k says where one turns into the other, in standard deviations.  It should not come too early: a
-tenth of a height far beyond it is k/10 units whatever the height, and a network that is right to a
-twentieth of a unit knows the height to a twentieth of itself where k = 1, and to a sixtieth where
-k = 3.
+knee k says where one turns into the other, in standard deviations: up to it trajectories are as in
+affine units, and beyond it a given share of a height is as many units whatever the height.
 
 The events of an ensemble are functions of physical states; densities gain the factor
 |dz/dx| = 1/√(((x - mean)/k)² + std²).

@@ -43,7 +43,7 @@ from ddmlib.events.pilot import follow
 RIDGE = 1.0  # penalty of a squared weight, features being standardised
 BETTER = 0.02  # nats a sample by which fitted odds must be better to be taken
 EASE = 1e-3  # penalty of the first weight: keeps a regression solvable
-NEWTON = 40  # its steps
+NEWTON, SETTLED = 40, 1e-7  # its steps at most, and the one that is the last
 FIRST, RUNS = 2, 4  # paths of the first population for each one of the pilot, and its parts
 SHARE = 0.05  # of P(E), added to P(E | x_t) for paths that it is wrong about
 
@@ -251,7 +251,10 @@ def regression(x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
         p = torch.sigmoid(rows @ w + offset)
         hessian = (rows * (p * (1 - p))[:, None]).mT @ rows + torch.diag(penalty)
         step = torch.linalg.solve(hessian, rows.mT @ (y - p) - penalty * w)
-        w = w + step / step.abs().max().clamp(min=1)  # no leaps where p is next to 0 or 1
+        size = float(step.abs().max())
+        w = w + step / max(1.0, size)  # no leaps where p is next to 0 or 1
+        if size < SETTLED:
+            break
     slopes = w[1:] / std
     return torch.cat(((w[0] - slopes @ mean)[None], slopes))
 
