@@ -41,7 +41,9 @@ from ddmlib.events.paths import levels, log_twist, systematic, twisted
 from ddmlib.events.pilot import follow
 
 RIDGE = 1.0  # penalty of a squared weight, features being standardised
-BETTER = 0.02  # nats a sample by which fitted odds must be better to be taken
+# nats by which fitted odds must be better, over as many samples as either kind has: held-out losses
+# of two fits that are as good differ by one over that number
+BETTER = 5.12
 EASE = 1e-3  # penalty of the first weight: keeps a regression solvable
 NEWTON, SETTLED = 40, 1e-7  # its steps at most, and the one that is the last
 FIRST, RUNS = 2, 4  # paths of the first population for each one of the pilot, and its parts
@@ -214,6 +216,7 @@ def fit(
     size = 1 + len(guidance.constraint.parts) + x.shape[-1]
     none, constant = torch.zeros(2, size, dtype=torch.float64, device=x.device)
     constant[0] = 1.0
+    margin = BETTER / len(plain)
     rows, worse, ratios = [], [], []
     for level in levels(guidance, grid, x)[:-1]:
         x_t = diffuse(x, *level, noise.normal_like(x, generator))
@@ -222,9 +225,9 @@ def fit(
         matched = torch.cat([log_twist(part, guidance.least) for part in known])
         # each is judged but for a factor, which would not matter
         losses = [_held_out(found, event), _held_out(found[:, :0], event)]
-        weights = regression(found, event) if losses[0] + BETTER < losses[1] else none
+        weights = regression(found, event) if losses[0] + margin < losses[1] else none
         rows.append(weights + log_probability * constant)
-        worse.append(_held_out(found[:, :0], event, matched) > min(losses) + BETTER)
+        worse.append(_held_out(found[:, :0], event, matched) > min(losses) + margin)
         ratios.append(level[1] / level[0])
     taken = torch.tensor(worse).int().cummax(0).values.bool()  # from the highest level on
     return Odds(torch.cat(ratios).double().cpu().log(), torch.stack(rows), taken)
