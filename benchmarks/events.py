@@ -132,14 +132,11 @@ def steered(denoiser: NetworkDenoiser, number: int, steps: int, seed: int) -> Te
 
 
 def evaluations_of_steered(denoiser: NetworkDenoiser, number: int, steps: int) -> int:
-    """Return the evaluations of `steered` for each trajectory, its pilot included.
-
-    With what follows it the pilot costs at most five times its paths, see `ddmlib.events.odds`.
-    """
+    """Return the evaluations of `steered` for each trajectory, its pilot included."""
     grid = sampling.times_for(denoiser, steps, ratios=denoiser.ratios)
     above = int((denoiser.schedule.ratio(grid) > UNTIL).sum())
     # the level at which the weights end is evaluated for them, and again for guidance
-    return -(-(5 * PILOT * steps + number * (EXCESS * (above + 1) + steps - above)) // number)
+    return -(-(PILOT * steps + number * (EXCESS * (above + 1) + steps - above)) // number)
 
 
 def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:

@@ -129,6 +129,9 @@ def test_no_pilot_and_an_event_out_of_reach(generator):
     guidance, cost = odds.prepare(DENOISER, CIRCLE, GRID, 0, **on(generator()))
     assert cost == 0
     assert guidance.calibration is None
+    guidance, cost = odds.prepare(DENOISER, WALL, GRID, 16, fitted=False, **on(generator()))
+    assert cost == 16
+    assert type(guidance) is events.EventGuidance
     far = events.Constraint(lambda x: (x[..., 0] - 1e6).clamp(max=1.0), (2,))
     guidance, cost = odds.prepare(DENOISER, far, GRID, 16, **on(generator()))
     assert type(guidance) is events.EventGuidance

@@ -135,6 +135,7 @@ def prepare(
     grid: Tensor,
     n: int,
     *,
+    fitted: bool = True,
     chunk: int | None = None,
     **on: Any,
 ) -> tuple[EventGuidance, int]:
@@ -148,6 +149,8 @@ def prepare(
         Pseudo-times of the sampler.
     n : int
         Paths of the pilot; 0: guidance by moment matching alone.
+    fitted : bool
+        Whether odds are fitted where they do better.
     chunk
         As in `probability.log_probability`.
     **on
@@ -158,7 +161,7 @@ def prepare(
         return guidance, 0
     calibration, plain = follow(guidance, grid, n, **on)
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
-    if calibration.inside == 1:  # nothing to tell apart
+    if not fitted or calibration.inside == 1:  # in the latter case nothing is to be told apart
         return guidance, n
     each, generator = FIRST * n // RUNS, on["generator"]
     first = twisted(guidance, grid, each, RUNS, defensive=0.1, chunk=chunk, **on)

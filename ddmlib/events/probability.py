@@ -273,11 +273,14 @@ def twisted_samples(
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
     on["generator"] = generator
-    below = EventGuidance(denoiser, constraint) if guidance is None else guidance
-    if guidance is None:
-        guidance, _ = prepare(denoiser, constraint, grid, pilot, chunk=chunk, **on)
     if not 0 <= until < math.inf:
         raise ValueError(f"until must not be negative, got {until}")
+    below = EventGuidance(denoiser, constraint) if guidance is None else guidance
+    if guidance is None:
+        # paths that then follow moment matching are picked by it: odds keep some that it loses
+        guidance, _ = prepare(
+            denoiser, constraint, grid, pilot, fitted=until == 0, chunk=chunk, **on
+        )
     settings: dict[str, Any] = {"defensive": defensive, "until": until, "event": constraint}
     done = paths.twisted(guidance, grid, each, runs, chunk=chunk, **settings, **on)
     log_weights = done.log_weights.reshape(1, -1)
