@@ -53,6 +53,7 @@ EVENTS = [
     "guidance",
     "paths",
     "pilot",
+    "odds",
     "trust",
     "subset",
     "probability",

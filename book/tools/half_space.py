@@ -139,7 +139,7 @@ def conditional(probability: float) -> dict[str, Any]:
     }
 
 
-def accuracy(name: str, samples: int = 8192, steps: int = 128, seed: int = 0) -> dict[str, Any]:
+def accuracy(name: str, samples: int = 8192, steps: int = 256, seed: int = 0) -> dict[str, Any]:
     """Return one estimate at many steps, beside P(E) of the law and of the sampler."""
     case = CASES[name]()
     generator = torch.Generator().manual_seed(seed)
