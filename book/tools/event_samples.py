@@ -49,7 +49,7 @@ def above(event: events.Constraint, c: float) -> events.Constraint:
 def for_guidance(system: str, event: events.Constraint, c: float = 0.0) -> events.Constraint:
     """Return the event C > c with a function that grows evenly in the network's units.
 
-    Guidance follows the slope of C in those units.  That of a spike grows tenfold along asinh
+    Guidance follows the slope of C in those units.  That of a spike grows severalfold along asinh
     units, so a step that is to reach the event from far below goes far beyond it.
     """
     if system not in STRETCHED:
