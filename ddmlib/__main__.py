@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("name")
         command.add_argument("--device", help="cpu or cuda; default: cuda when there is one")
         command.add_argument("--folder", type=Path, help="where the weights lie (default: package)")
-    train.add_argument("--budget", default="default", choices=recipes.BUDGETS)
+    train.add_argument("--budget", default="default", choices=(*recipes.BUDGETS, "more"))
+    train.add_argument("--steps", type=int, help="of the optimiser (default: the budget's)")
+    train.add_argument("--compile", action="store_true", help="fuse operations; needs a compiler")
     train.add_argument(
         "--checkpoint", type=Path, help="written regularly; training resumes from it"
     )
@@ -51,6 +53,8 @@ def run(options: argparse.Namespace) -> None:
         details = pretrained.train(
             options.name,
             budget=options.budget,
+            steps=options.steps,
+            compiled=options.compile,
             device=options.device,
             folder=options.folder,
             checkpoint=options.checkpoint,

@@ -31,17 +31,25 @@ def hidden_kernels(module: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """Return nearly U Vᵀ of a matrix g = U S Vᵀ: singular values between 0.7 and 1.2.
+    """Return nearly U Vᵀ of matrices g = U S Vᵀ: singular values between 0.7 and 1.2.
 
     Those far below the largest, by a factor of a thousand or more, stay smaller.
+
+    Parameters
+    ----------
+    g : Tensor of shape (*batch, rows, columns)
+
+    Returns
+    -------
+    Tensor of the shape of ``g``
     """
     a, b, c = COEFFICIENTS
-    x = g / g.norm().clamp(min=torch.finfo(g.dtype).tiny)
-    wide = x if x.shape[0] <= x.shape[1] else x.mT
+    x = g / g.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+    wide = x if x.shape[-2] <= x.shape[-1] else x.mT
     for _ in range(REPEATS):
         square = wide @ wide.mT
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if x.shape[0] <= x.shape[1] else wide.mT
+    return wide if x.shape[-2] <= x.shape[-1] else wide.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -77,16 +85,20 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("closure must be None")
         for group in self.param_groups:
+            alike: dict[torch.Size, list[tuple[Tensor, ...]]] = {}  # one shape goes together
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                past = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(past, group["momentum"]).flatten(1)
-                longer = max(1.0, len(ahead) / ahead.shape[1]) ** 0.5
-                p.add_(orthogonal(ahead).reshape(p.shape), alpha=-group["lr"] * longer)
+                if p.grad is not None:
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    alike.setdefault(p.shape, []).append((p, p.grad, self.state[p]["momentum"]))
+            for shape, members in alike.items():
+                params, gradients, past = (list(each) for each in zip(*members, strict=True))
+                torch._foreach_lerp_(past, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, past, group["momentum"])
+                matrices = torch.stack([g.flatten(1) for g in ahead])
+                longer = max(1.0, shape[0] / matrices.shape[-1]) ** 0.5
+                steps = [u.reshape(shape) for u in orthogonal(matrices).unbind()]
+                torch._foreach_add_(params, steps, alpha=-group["lr"] * longer)
 
 
 def optimisers(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddmlib import checks, datasets, networks, recipes, schedules, tails, training
+from ddmlib import checks, datasets, networks, schedules, tails, training
 from ddmlib.denoisers import NetworkDenoiser
 from ddmlib.recipes import RECIPES, Recipe
 
@@ -101,6 +101,8 @@ def train(
     name: str,
     *,
     budget: str = "default",
+    steps: int | None = None,
+    compiled: bool = False,
     device: torch.device | str | None = None,
     folder: Path | None = None,
     checkpoint: Path | None = None,
@@ -113,8 +115,13 @@ def train(
     name : str
         One of `names`.
     budget : str
-        "default" (what the shipped file was made with), "full" (the paper's scale) or "smoke"
-        (seconds, for tests).
+        "default" (an hour of two cores at most), "full" (the paper's scale, for a GPU) or "smoke"
+        (seconds, for tests).  The card of a shipped file says which made it.  Some have "more",
+        which goes on from the weights that are there.
+    steps : int, optional
+        Of the optimiser; default: the budget's.
+    compiled : bool
+        Whether `torch.compile` fuses what lies between the network's products; needs a compiler.
     device : optional
         Default: CUDA when there is one.
     folder, checkpoint : Path, optional
@@ -127,14 +134,23 @@ def train(
     The card.
     """
     recipe = RECIPES[checks.choice("name", name, RECIPES)]
-    checks.choice("budget", budget, recipes.BUDGETS)
+    checks.choice("budget", budget, recipe.budgets)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or WEIGHTS
     folder.mkdir(parents=True, exist_ok=True)
+    before = card(name, folder) if budget == "more" else None
     torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
-    module = build(recipe.model).to(device)
+    model = recipe.model_for(budget) if before is None else before["model"]
+    module = build(model).to(device)
+    if before is not None:
+        module.load_state_dict(load(name, device, folder)[0].state_dict())
+    if compiled:
+        network: Any = module.network if model["kind"] == "denoiser" else module
+        network.compile()
     generator = torch.Generator(device).manual_seed(recipe.seed)
     settings = dict(recipe.budgets[budget])
+    if steps is not None:
+        settings["steps"] = checks.count("steps", steps)
     loss = recipe.loss(module, settings, device)
     average = training.Average(module, recipe.decay) if recipe.decay else None
     last, seconds = None, 0.0
@@ -142,9 +158,9 @@ def train(
         module,
         loss,
         steps=settings["steps"],
-        lr=recipe.lr,
+        lr=settings.setdefault("lr", recipe.lr),
         clip=recipe.clip,
-        kernel_lr=recipe.kernel_lr,
+        kernel_lr=settings.get("kernel_lr", recipe.kernel_lr),
         warmup=settings["steps"] // 100,
         generator=generator,
         average=average,
@@ -161,13 +177,17 @@ def train(
     details = {
         "name": name,
         "description": recipe.description,
-        "command": f"python -m ddmlib train {name} --budget {budget}",
-        "model": recipe.model,
+        "command": ("" if before is None else f"{before['command']} && ")
+        + f"python -m ddmlib train {name} --budget {budget}"
+        + (f" --steps {steps}" if steps is not None else "")
+        + " --compile" * compiled,
+        "model": model,
         "training": settings
-        | {"lr": recipe.lr, "lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
+        | {"lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
         | ({"clip": recipe.clip} if recipe.clip else {})
-        | ({"kernel_lr": recipe.kernel_lr} if recipe.kernel_lr else {})
-        | {"final_loss": last},
+        | ({"kernel_lr": settings.get("kernel_lr", recipe.kernel_lr)} if recipe.kernel_lr else {})
+        | {"final_loss": last}
+        | ({} if before is None else {"before": before["training"] | before["made_on"]}),
         "made_on": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),

@@ -12,7 +12,15 @@ is known.  It is E[x_0 | x_t, pool], so by the law of total expectation its mean
 E[x_0 | x_t]: the network learns the same, from targets that scatter less (Xu, Tong & Jaakkola 2023,
 Stable target field for reduced variance score estimation in diffusion models, ICLR).  Where noise
 is low no other sample comes near, and x̄ = x_0.
+
+Far samples, spikes say, may be few, and a loss that counts all alike leaves them to the last.
+`Far` draws them more often.  Where the loss of a sample is divided by how much more often it was
+drawn, and the pool's weights likewise, the minimiser stays what it was.  And it may be multiplied
+by any function of x_t alone, since E[x_0 | x_t] is the best answer at each x_t whatever that x_t
+counts: by one that grows where x_t itself is far, which at low noise undoes the division.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +29,55 @@ from ddmlib import checks
 from ddmlib.denoisers import NetworkDenoiser
 from ddmlib.denoisers.protocol import diffuse, velocity_from_state
 
+WIDTH = 0.05  # of the edge between near and far, as a share of it
+
+
+@dataclass(frozen=True)
+class Far:
+    """How much more a trajectory counts the farther it goes: 1 + boost S((max |x| - edge)/width).
+
+    S is the logistic function, and the maximum that over all states and components.
+
+    Parameters
+    ----------
+    edge, width, boost : float
+        Standardised units; the boost has none.
+    """
+
+    edge: float
+    width: float
+    boost: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return how much trajectories (*batch, length, d) count, shape (*batch,)."""
+        reach = x.abs().amax((-2, -1))
+        return 1 + self.boost * torch.sigmoid((reach - self.edge) / self.width)
+
+    @classmethod
+    def of(cls, data: Tensor, tail: float, share: float) -> "Far":
+        """Return that by which the farthest ``tail`` of the data become ``share`` of the draws.
+
+        Less than that where there is no gap between the far and the near, since the edge is soft.
+
+        Parameters
+        ----------
+        data : Tensor of shape (n, length, d)
+            Standardised units.
+        tail, share : float
+            0 < tail < share < 1.
+        """
+        if not 0 < tail < share < 1:
+            raise ValueError(f"tail and share must satisfy 0 < tail < share < 1, got {tail, share}")
+        reach = data.abs().amax((-2, -1)).double()
+        edge = float(reach.sort().values[int((1 - tail) * len(reach))])
+        boost = (share - tail) / (tail * (1 - share))
+        return cls(edge, WIDTH * edge, boost)
+
 
 @torch.no_grad()
-def pooled_means(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, pool: Tensor) -> Tensor:
+def pooled_means(
+    x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, pool: Tensor, often: Tensor | None = None
+) -> Tensor:
     """Return x̄, the mean of a pool of clean samples given noisy ones.
 
     As `denoisers.EmpiricalDenoiser`, but by one product of matrices: quick, and at low noise, where
@@ -37,6 +91,8 @@ def pooled_means(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, pool: Tensor) ->
         Positive; broadcast against ``x_t`` without varying within a sample.
     pool : Tensor of shape (n, *event)
         Clean samples.
+    often : Tensor of shape (n,), optional
+        How much more often than by their own law each was drawn.
 
     Returns
     -------
@@ -53,11 +109,19 @@ def pooled_means(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, pool: Tensor) ->
     centres, points = (x_t / alpha_t).flatten(-event), pool.flatten(1)
     with torch.autocast(x_t.device.type, enabled=False):  # weights need all digits
         nearness = centres @ points.mT - points.square().sum(1) / 2  # -|c - x|²/2 but for |c|²/2
-        return (torch.softmax(nearness / ratio**2, -1) @ points).reshape(x_t.shape)
+        exponents = nearness / ratio**2
+        exponents = exponents if often is None else exponents - often.log()
+        return (torch.softmax(exponents, -1) @ points).reshape(x_t.shape)
 
 
 def pooled_loss(
-    denoiser: NetworkDenoiser, pool: Tensor, x_0: Tensor, t: Tensor | float, eps: Tensor
+    denoiser: NetworkDenoiser,
+    pool: Tensor,
+    x_0: Tensor,
+    t: Tensor | float,
+    eps: Tensor,
+    often: Tensor | None = None,
+    far: Far | None = None,
 ) -> Tensor:
     """Return the mean squared error of a velocity head against the pool's velocity.
 
@@ -76,6 +140,10 @@ def pooled_loss(
         Pseudo-time, axes matching the leading axes of ``x_0``.
     eps : Tensor of the shape of ``x_0``
         Standard normal.
+    often : Tensor of shape (n,), optional
+        How much more often each of the pool was drawn; ``x_0`` are then its first samples.
+    far : Far, optional
+        How much the loss at x_t/√(alpha_t² + sigma_t²) counts.
 
     Returns
     -------
@@ -84,6 +152,12 @@ def pooled_loss(
     checks.choice("head", denoiser.head, ("velocity",))
     alpha_t, sigma_t = denoiser.levels(x_0, t)
     x_t = diffuse(x_0, alpha_t, sigma_t, eps)
-    mean = pooled_means(x_t, alpha_t, sigma_t, pool)
+    mean = pooled_means(x_t, alpha_t, sigma_t, pool, often)
     f, u, c, s = denoiser.output(x_t, alpha_t, sigma_t)
-    return torch.nn.functional.mse_loss(f, velocity_from_state(mean, u, c, s))
+    wanted = velocity_from_state(mean, u, c, s)
+    if often is None and far is None:
+        return torch.nn.functional.mse_loss(f, wanted)
+    loss = (f - wanted).square().flatten(1 - pool.ndim).mean(-1)
+    if often is not None:
+        loss = loss / often[: loss.numel()].reshape(loss.shape)
+    return (loss if far is None else loss * far(u)).mean()

@@ -678,7 +678,7 @@ def test_a_constraint_that_saturates_is_marked_or_mended(generator):
     assert 0.1 < ratio < 10
     assert "next to impossible: many may be missing" in trust.doubts(*made, 500, generator(1))
     exact = float(scipy.stats.norm.logsf(3))
-    options = {"samples": 1024, "steps": 32, "pilot": 64, **DOUBLE}
+    options = {"samples": 2048, "steps": 32, "pilot": 64, **DOUBLE}
     for seed in range(4):  # fitted odds see what h does not
         found = events.log_probability(normal_2d(), WALL, generator=generator(seed), **options)
         assert abs(found.log_probability - exact) < 3 * found.standard_error < 1.2

@@ -1,5 +1,6 @@
 """Fitted log-odds of an event: what they learn, where they are taken, what they are worth."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from half_space import sampler_law
 
 from ddmlib import events, noise, sampling
 from ddmlib.denoisers import GaussianDenoiser, diffuse
-from ddmlib.events import odds, paths, pilot
+from ddmlib.events import logistic, odds, paths, pilot
 
 DOUBLE = {"dtype": torch.float64}
 DENOISER = GaussianDenoiser(torch.zeros(2, **DOUBLE), torch.eye(2, **DOUBLE))
@@ -58,14 +59,14 @@ def test_regression_finds_the_weights_it_was_made_with(generator):
     offset = torch.randn(40_000, generator=g, **DOUBLE)
     true = torch.tensor([-1.0, 0.5, -0.25], **DOUBLE)
     y = torch.rand(40_000, generator=g, **DOUBLE) < torch.sigmoid(true[0] + x @ true[1:] + offset)
-    found = odds.regression(x, y.double(), offset)
+    found = logistic.regression(x, y.double(), offset)
     torch.testing.assert_close(found, true, rtol=0, atol=0.06)
     # what parts the two kinds wholly, a column that says nothing, and none at all
     y, column = (x[:, 0] > 0).double(), torch.ones_like(x[:, :1])
-    found = odds.regression(torch.cat((x[:, :1], column), 1), y)
+    found = logistic.regression(torch.cat((x[:, :1], column), 1), y)
     assert bool(torch.isfinite(found).all())
     assert float(found[1]) > 1
-    share = odds.regression(x[:, :0], y, torch.full((40_000,), -12.0, **DOUBLE))
+    share = logistic.regression(x[:, :0], y, torch.full((40_000,), -12.0, **DOUBLE))
     assert float(share[0]) - 12 == pytest.approx(math.log(y.mean() / (1 - y.mean())), abs=1e-3)
 
 
@@ -123,6 +124,71 @@ def test_odds_lessen_the_scatter_and_leave_the_mean(generator):
         assert abs(float(found.mean()) - own) < 3 * error
         scatter.append(float(found.std() / found.mean()))
     assert scatter[0] < 0.7 * scatter[1]
+
+
+def test_the_event_is_decided_between_an_early_and_a_late_share_of_the_rise():
+    ratios = torch.tensor([100.0, 10.0, 5.0, 2.0, 1.0, 0.5, 0.1])
+    known = torch.tensor([-6.9, -7.0, -6.5, -4.0, -1.0, -0.1, 0.0])
+    low, high = odds.deciding(ratios.log(), known)
+    assert (low, high) == (pytest.approx(0.5, rel=1e-3), pytest.approx(5.0, rel=1e-3))
+    # what lies outside without staying there does not count: wider is only dearer
+    known[5] = -2.0
+    assert odds.deciding(ratios.log(), known)[0] == pytest.approx(0.1, rel=1e-3)
+    assert odds.deciding(ratios.log(), torch.zeros(7))[0] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_thinned_populations_have_the_same_mean_and_cost_less(generator):
+    g, runs, n = generator(7), 128, 64
+    _, covariance = sampler_law(DENOISER, 32)
+    own = scipy.stats.norm.sf(3 / math.sqrt(float(covariance[0, 0])))
+    guidance, _ = odds.prepare(DENOISER, WALL, GRID, 256, **on(g))
+    low, high = guidance.calibration.undecided
+    assert 0 < low < high < 80
+    settings = {"defensive": 0.1} | on(g)
+    thin, full = (paths.twisted(guidance, GRID, n, runs, thin=k, **settings) for k in (4, 1))
+    found = thin.log_probability.exp()
+    assert abs(float(found.mean()) - own) < 3 * float(found.std()) / runs**0.5
+    ratios = [float(s / a) for a, s in paths.levels(DENOISER, GRID, torch.zeros(()))[:-1]]
+    many = sum(low <= r <= high for r in ratios)
+    # as many as at the level before: populations change before a step
+    assert thin.evaluations == runs * (n * many + n // 4 * (32 - many))
+    assert full.evaluations == runs * n * 32
+    assert thin.x_0.shape == (runs, n // 4, 2)
+    per_evaluation = [
+        float(each.log_probability.exp().var()) * each.evaluations for each in (thin, full)
+    ]
+    assert per_evaluation[0] < per_evaluation[1]
+
+
+def test_a_gradient_is_believed_as_far_as_it_came_true(fitted, generator):
+    g = generator()
+    x = torch.randn(40, 500, generator=g, **DOUBLE)
+    y = 0.3 * x + torch.randn(40, 500, generator=g, **DOUBLE) - 7
+    slope, error = paths.slope_of(y, x)[:, 0]
+    assert float(error) == pytest.approx(20_000**-0.5, rel=0.05)
+    assert abs(float(slope) - 0.3) < 3 * float(error)
+    slopes = torch.tensor([[1.2, 0.9, 0.5, -1.0], [0.1, 0.1, 0.1, 0.0]])
+    expected = torch.tensor([1.0, 1.0, 0.8, 0.0, 0.0])
+    torch.testing.assert_close(odds.pulls(slopes), expected)
+    guidance, found = fitted
+    shares = torch.linspace(1, 0.1, 32)
+    better = odds.FittedGuidance(guidance, dataclasses.replace(found, pulls=shares))
+    shift = torch.tensor([[0.3, 0.4], [30.0, 40.0]], **DOUBLE)
+    alpha, sigma = level()
+    short = better.restrained(shift, sigma / alpha)
+    torch.testing.assert_close(short[0], float(shares[MIDDLE]) * shift[0])
+    torch.testing.assert_close(short[1], shift[1] * odds.FARTHEST / 50)
+    assert torch.equal(guidance.restrained(shift, sigma / alpha), shift)
+
+
+def test_the_shares_of_a_linear_event_are_near_one(generator):
+    g = generator(3)
+    guidance = events.EventGuidance(DENOISER, PLANE)
+    done = paths.twisted(guidance, GRID, 512, 8, defensive=0.1, **on(g))
+    assert done.slopes.shape == (2, 31)
+    felt = done.slopes[1] < 0.1
+    assert int(felt.sum()) > 8
+    assert float((done.slopes[0][felt] - 1).abs().mean()) < 0.25
 
 
 def test_no_pilot_and_an_event_out_of_reach(generator):

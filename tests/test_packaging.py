@@ -53,6 +53,7 @@ EVENTS = [
     "guidance",
     "paths",
     "pilot",
+    "logistic",
     "odds",
     "trust",
     "subset",

@@ -68,7 +68,7 @@ def test_shipped_card_says_how_the_weights_were_made(name):
     card, recipe = pretrained.card(name), recipes.RECIPES[name]
     assert card["name"] == name
     assert card["command"].startswith(f"python -m ddmlib train {name}")
-    assert card["model"] == json.loads(json.dumps(recipe.model))
+    assert card["model"] in json.loads(json.dumps([recipe.model_for(b) for b in recipe.budgets]))
     assert {"steps", "batch", "seed"} <= card["training"].keys()
     assert {"device", "minutes", "torch", "python"} <= card["made_on"].keys()
     tensors, _ = training.load_tensors(pretrained.WEIGHTS / f"{name}.safetensors")
@@ -179,7 +179,8 @@ def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke,
 @pytest.mark.parametrize("name", pretrained.names())
 def test_every_recipe_builds_a_denoiser_or_network(name):
     recipe = recipes.RECIPES[name]
-    assert set(recipe.budgets) == set(recipes.BUDGETS)
+    assert set(recipe.budgets) - {"more"} == set(recipes.BUDGETS)
+    assert pretrained.build(recipe.model_for("full")) is not None
     model = json.loads(json.dumps(recipe.model))  # as a card stores it
     module = pretrained.build(model)
     if model["kind"] == "denoiser":
@@ -238,6 +239,47 @@ def test_observations_of_the_training_with_levels():
     times = seen.any(2)
     gaps = [int(t.nonzero()[:2, 0].diff()) for t in times if int(t.sum()) > 1]
     assert {1, 2, 4, 8, 16} <= set(gaps)
+
+
+def test_more_goes_on_from_the_weights_that_are_there(tmp_path, monkeypatch):
+    name, system = "fitzhugh-nagumo-trajectories", "fitzhugh-nagumo"
+    make = functools.partial(recipes.trajectories.ENSEMBLES[system], burn_in=6.0)
+    monkeypatch.setitem(recipes.trajectories.ENSEMBLES, system, make)
+    settings = {"device": "cpu", "folder": tmp_path}
+    with pytest.raises(RuntimeError, match="is not there; train it"):
+        pretrained.train(name, budget="more", **settings)
+    first = pretrained.train(name, budget="smoke", **settings)
+    started = training.load_tensors(tmp_path / f"{name}.safetensors")[0]
+    quick = {"trajectories": 64, "batch": 8, "groups": 4, "pool": 16, "lr": 1e-7, "kernel_lr": 1e-7}
+    monkeypatch.setitem(
+        recipes.RECIPES[name].budgets, "more", recipes.RECIPES[name].budgets["more"] | quick
+    )
+    card = pretrained.train(name, budget="more", steps=3, **settings)
+    ended = training.load_tensors(tmp_path / f"{name}.safetensors")[0]
+    assert all(torch.allclose(started[k], ended[k], atol=2e-3) for k in started)
+    assert any(not torch.equal(started[k], ended[k]) for k in started)
+    assert card["command"] == f"{first['command']} && python -m ddmlib train {name} " + (
+        "--budget more --steps 3"
+    )
+    assert card["training"]["steps"] == 3
+    assert card["training"]["far"] == {"tail": 0.05, "share": 0.5}
+    assert card["training"]["before"]["steps"] == first["training"]["steps"]
+    assert card["model"] == first["model"]
+    with pytest.raises(ValueError, match="budget must be one of default, full, more, smoke"):
+        pretrained.train("double-pendulum-trajectories", budget="huge", **settings)
+    with pytest.raises(ValueError, match="budget must be one of"):
+        pretrained.train(MAIN, budget="more", **settings)
+
+
+def test_the_network_is_compiled_when_asked_for(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    settings = {"budget": "smoke", "device": "cpu", "folder": tmp_path, "steps": 2}
+    card = pretrained.train(MAIN, compiled=True, **settings)
+    assert [kind.__name__ for kind in compiled] == [card["model"]["network"]]
+    assert card["command"].endswith("--budget smoke --steps 2 --compile")
+    with pytest.raises(ValueError, match="steps must be"):
+        pretrained.train(MAIN, **settings | {"steps": 0})
 
 
 @pytest.mark.parametrize("name", recipes.trajectories.RECIPES)

@@ -117,3 +117,54 @@ def test_bad_input_is_named(denoiser):
     denoiser.head = "noise"
     with pytest.raises(ValueError, match="head"):
         targets.pooled_loss(denoiser, torch.zeros(4, 8, 2), x, 0.5, x)
+
+
+def test_the_farthest_become_the_share_of_the_draws_that_was_asked_for(generator):
+    data = torch.randn(20_000, 6, 2, generator=generator())
+    far = targets.Far.of(data, tail=0.05, share=0.4)
+    counts = far(data)
+    beyond = data.abs().amax((1, 2)) > far.edge
+    assert float(beyond.float().mean()) == pytest.approx(0.05, abs=1e-3)
+    share = float(counts[beyond].sum() / counts.sum())
+    assert 0.25 < share < 0.4  # the edge is soft, and no gap lies there
+    assert 1 <= float(counts.min()) < float(counts.max()) <= 1 + far.boost
+    for tail, share in ((0.0, 0.5), (0.5, 0.5), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="tail and share must satisfy"):
+            targets.Far.of(data, tail, share)
+
+
+def test_samples_drawn_more_often_weigh_less_in_the_mean(generator):
+    generator = generator()
+    pool = torch.randn(30, 5, 3, generator=generator)
+    often = torch.randint(1, 4, (30,), generator=generator)
+    x_t = torch.randn(9, 5, 3, generator=generator)
+    alpha, sigma = levels(1.0, x_t)
+    expected = targets.pooled_means(x_t, alpha, sigma, pool)
+    drawn, counts = pool.repeat_interleave(often, 0), often.repeat_interleave(often)
+    found = targets.pooled_means(x_t, alpha, sigma, drawn, counts.float())
+    torch.testing.assert_close(found, expected)
+
+
+def test_drawing_what_is_far_more_often_leaves_the_mean_gradient(denoiser, generator):
+    generator = generator()
+    data = torch.randn(4096, 8, 2, generator=generator).cumsum(1) / 3
+    far = targets.Far.of(data, tail=0.1, share=0.5)
+    counts = far(data)
+    drawn = {"alike": None, "far": counts / counts.mean()}
+    t, found = torch.full((1, 1), 0.4), {"alike": [], "far": []}
+    for _ in range(300):
+        for key, often in drawn.items():
+            p = torch.ones(4096) if often is None else often
+            index = torch.multinomial(p, 256, replacement=True, generator=generator)
+            pool, x_0 = data[index], data[index][None, :8]
+            eps = torch.randn(x_0.shape, generator=generator)
+            often = None if often is None else often[index]
+            loss = targets.pooled_loss(denoiser, pool, x_0, t, eps, often, far)
+            found[key].append(gradient(denoiser, loss))
+    alike, often = (torch.stack(found[key]) for key in ("alike", "far"))
+    error = ((alike.var(0) + often.var(0)) / 300).sqrt().clamp(min=1e-9)
+    away = (alike - often).mean(0) / error
+    assert float(away.square().mean()) < 2
+    # without the division the far ones would count twice over
+    without = alike.mean(0) - torch.stack(found["far"]).mean(0) * float(counts.mean())
+    assert float((without / error).square().mean()) > 2

@@ -25,7 +25,7 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, SAMPLERS, network, weights
+from plain_samples import BINS, SAMPLERS, TOGETHER, network, weights
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
@@ -33,9 +33,11 @@ from ddmlib import events, metrics, sampling
 OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
-NUMBER, PILOT, CHUNK = 10**4, 256, 256
+NUMBER, PILOT = 10**4, 256
+AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
-EXCESS = 2  # weighted paths for each sample
+# weighted paths for each sample
+EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 2, "double-pendulum": 2}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # C + level is a maximum of states (or of their means); scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86), "double-pendulum": (math.pi, 2.55)}
@@ -63,14 +65,17 @@ def for_guidance(system: str, event: events.Constraint, c: float = 0.0) -> event
     return events.Constraint(function, event.shape, event.name)
 
 
-def simulated(case: Case, event: events.Constraint, number: int, chunk: int) -> Tensor:
-    """Return that many simulated trajectories in the event, (number, length, d)."""
+def simulated(
+    case: Case, event: events.Constraint, number: int, chunk: int, device: torch.device
+) -> Tensor:
+    """Return that many simulated trajectories in the event, (number, length, d), on the CPU."""
     found: list[Tensor] = []
+    on = case.settings | {"device": device}
     while sum(map(len, found)) < number:
         length = event.shape[0] * case.windows
-        x = case.simulate(chunk, length, seed=FIRST_SEED + len(found), **case.settings)
+        x = case.simulate(chunk, length, seed=FIRST_SEED + len(found), **on)
         x = x.unflatten(1, (case.windows, event.shape[0])).flatten(0, 1)
-        found.append(x[event.holds(x)])
+        found.append(x[event.holds(x)].cpu())
     return torch.cat(found)[:number]
 
 
@@ -104,21 +109,27 @@ class Judge:
 
 
 def draws(
-    denoiser: Any, event: events.Constraint, number: int, sampler: dict[str, Any], pilot: int
+    denoiser: Any,
+    event: events.Constraint,
+    number: int,
+    sampler: dict[str, Any],
+    pilot: int,
+    excess: int,
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
+    chunk = TOGETHER[denoiser.device.type]
 
     def guided() -> Tensor:
         return sampling.sample(
             events.EventGuidance(denoiser, event), (min(number, GUIDED), *event.shape),
-            **sampler, method="multistep", eta=1.0, chunk=CHUNK,
+            **sampler, method="multistep", eta=1.0, chunk=chunk,
             generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
     def weighted(until: float) -> Tensor:
         return events.twisted_samples(
-            denoiser, event, number, excess=EXCESS, **sampler, pilot=pilot, until=until,
-            chunk=CHUNK, generator=torch.Generator().manual_seed(6),
+            denoiser, event, number, excess=excess, **sampler, pilot=pilot, until=until,
+            chunk=chunk, generator=torch.Generator().manual_seed(6),
         )  # fmt: skip
 
     return {
@@ -141,7 +152,7 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
-    number, pilot = (16, 16) if small else (options.number, PILOT)
+    number, pilot, excess = (16, 16, 2) if small else (options.number, PILOT, EXCESS[system])
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = above(case.event, -2.0) if small else case.event
@@ -154,7 +165,7 @@ def main() -> None:
         **sampler,
         "bins": BINS,
         "pilot": pilot,
-        "excess": EXCESS,
+        "excess": excess,
         "until": UNTIL,
     }
     entry = results.entry(options.out, system, made_with)
@@ -166,10 +177,11 @@ def main() -> None:
         results.save(results.load(options.out) | {system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
-    judge = Judge(event, simulated(case, event, 2 * number, 16 if small else 1024))
+    chunk = 16 if small else AT_ONCE[denoiser.device.type]
+    judge = Judge(event, simulated(case, event, 2 * number, chunk, denoiser.device))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    for part, draw in draws(denoiser, aim, number, sampler, pilot).items():
+    for part, draw in draws(denoiser, aim, number, sampler, pilot, excess).items():
         if part not in entry:
             keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
 

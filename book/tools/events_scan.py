@@ -25,7 +25,7 @@ import brute_force
 import results
 import torch
 from event_samples import for_guidance
-from plain_samples import SAMPLERS, network, weights
+from plain_samples import SAMPLERS, TOGETHER, network, weights
 
 from ddmlib import events, sampling
 from ddmlib.events import odds, paths
@@ -36,7 +36,6 @@ REPEATED = 1e-3  # where an estimate is repeated, of Lorenz 63 alone
 REPETITIONS = {"lorenz63": 20, "fitzhugh-nagumo": 0}
 SHARED = 5  # repetitions that one pilot serves
 PUBLISHED = {"lorenz63": 5, "fitzhugh-nagumo": 5}  # runs of Z23's estimator
-CHUNK = 256
 # system: weights, and the thresholds' targets; the event itself is always there
 SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "lorenz63": ("lorenz63-trajectories", TARGETS),
@@ -45,7 +44,7 @@ SYSTEMS: dict[str, tuple[str, tuple[float, ...]]] = {
 CHECKS = ("importance", "subset")
 CROSS_CHECKED = 3  # every third threshold, by importance sampling and subset simulation
 METHODS: dict[str, dict[str, Any]] = {
-    "smc": {"samples": 2048, "pilot": 256},
+    "smc": {"samples": 4096, "pilot": 256},
     "importance": {"samples": 1024, "pilot": 256},
     "subset": {"samples": 1024, "runs": 4},
     "likelihood-ratio": {"samples": 5, "probes": 8},
@@ -85,6 +84,7 @@ class Scan:
         name, targets = SYSTEMS[system]
         self.system, self.event = system, brute_force.CASES[system].event
         self.denoiser = network(name, small, bfloat16)
+        self.chunk = TOGETHER[self.denoiser.device.type]
         known = results.load(truth).get(system)
         if known is None:
             raise SystemExit(f"error: no {system} in {truth.name}: run brute_force.py first")
@@ -109,7 +109,7 @@ class Scan:
         guidance, paths_before = odds.prepare(
             self.denoiser, for_guidance(self.system, self.event, c),
             sampling.times_for(self.denoiser, **self.on), self.methods["smc"]["pilot"],
-            chunk=CHUNK, rule="multistep", like=torch.zeros((), device=self.denoiser.device),
+            chunk=self.chunk, rule="multistep", like=torch.zeros((), device=self.denoiser.device),
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         return guidance, paths_before * self.on["steps"]
@@ -118,7 +118,7 @@ class Scan:
         """Return one estimate of log P(C > c)."""
         settings = dict(self.methods[method]) | given
         if method in ("smc", "importance"):
-            settings["chunk"] = CHUNK
+            settings["chunk"] = self.chunk
         found = events.log_probability(
             self.denoiser, for_guidance(self.system, self.event, c), method=method,
             generator=torch.Generator().manual_seed(seed), **settings, **self.on,

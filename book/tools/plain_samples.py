@@ -40,18 +40,18 @@ SYSTEMS = {
     "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
     "double-pendulum-trajectories": "double-pendulum",
 }
-# of every sampler of the chapters on events, one evaluation a step: what becomes of a trajectory is
-# decided within a few levels of middle noise, and coarse steps there make events too rare and the
-# weights of twisted paths uneven: "central" steps are finest at sigma/alpha of 2 and 1.3; of the
-# pendulum, whose network errs more there, they make fewer turn over than Karras' steps
+# of every sampler of the chapters on events, one evaluation a step.  On the attractor what becomes
+# of a trajectory is decided within a few levels of middle noise: "central" steps are finest there.
+# The heights of spikes and the last of many turns are decided at low noise: even steps, and more
 SAMPLERS: dict[str, dict[str, Any]] = {
     "lorenz63": {"steps": 48, "spacing": "central", "ratios": (0.04, 100.0)},
-    "fitzhugh-nagumo": {"steps": 56, "spacing": "central", "ratios": (0.02, 80.0)},
-    "double-pendulum": {"steps": 56, "spacing": "karras", "ratios": (0.01, 100.0)},
+    "fitzhugh-nagumo": {"steps": 112, "spacing": "log-ratio", "ratios": (0.01, 80.0)},
+    "double-pendulum": {"steps": 112, "spacing": "log-ratio", "ratios": (0.01, 100.0)},
 }
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
-TOGETHER = 256  # trajectories denoised at once
+TOGETHER = {"cpu": 256, "cuda": 4096}  # trajectories denoised at once
+AT_ONCE = {"cpu": 2**12, "cuda": 2**18}  # trajectories simulated at once
 BINS = 128
 FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
 
@@ -59,7 +59,9 @@ FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
 def untrained(name: str) -> Any:
     """Return the network of a recipe as it is before training: enough to see that a tool runs."""
     torch.manual_seed(0)
-    return pretrained.build(pretrained.RECIPES[name].model).eval().requires_grad_(False)
+    denoiser = pretrained.build(pretrained.RECIPES[name].model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return denoiser.to(device).eval().requires_grad_(False)
 
 
 def network(name: str, small: bool = False, bfloat16: bool = False) -> Any:
@@ -84,15 +86,15 @@ def weights(name: str, small: bool = False) -> dict[str, str]:
     return {"weights": name, "sha256": hashlib.sha256(data).hexdigest()[:16]}
 
 
-def simulated(case: Case, number: int) -> Tensor:
-    """Return C of that many simulated trajectories, (number,)."""
+def simulated(case: Case, number: int, device: torch.device) -> Tensor:
+    """Return C of that many simulated trajectories, (number,), on the CPU."""
     found: list[Tensor] = []
-    length, chunk = case.event.shape[0], max(1, min(4096, number) // case.windows)
+    length = case.event.shape[0]
+    chunk = max(1, -(-min(AT_ONCE[device.type], number) // case.windows))
+    on = case.settings | {"device": device}
     while sum(map(len, found)) < number:
-        x = case.simulate(
-            chunk, length * case.windows, seed=SIMULATED_SEED + len(found), **case.settings
-        )
-        found.append(case.event.margin(x.unflatten(1, (case.windows, length))).flatten())
+        x = case.simulate(chunk, length * case.windows, seed=SIMULATED_SEED + len(found), **on)
+        found.append(case.event.margin(x.unflatten(1, (case.windows, length))).flatten().cpu())
     return torch.cat(found)[:number]
 
 
@@ -118,7 +120,7 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Add chunks to the stored counts until there are ``chunks``; yield after each."""
     case = CASES[SYSTEMS[name]]
-    c = simulated(case, 2 * chunks * chunk)
+    c = simulated(case, 2 * chunks * chunk, denoiser.device)
     at = brute_force.thresholds(case)
     made_with = {
         **weights(name, small),
@@ -134,7 +136,7 @@ def run(
     while entry["chunks"] < chunks:
         z = sampling.sample(
             denoiser, (chunk, *case.event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
-            eta=1.0, chunk=TOGETHER,
+            eta=1.0, chunk=TOGETHER[denoiser.device.type],
             generator=torch.Generator().manual_seed(FIRST_SEED + entry["chunks"]),
         )  # fmt: skip
         margins = case.event.margin(denoiser.standardizer.inverse(z)).cpu()

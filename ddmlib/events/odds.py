@@ -9,7 +9,7 @@ took none.  What is known there can be learned.  By Bayes' rule
 and the ratio of two densities is what a classifier of their samples learns: if as many x_t of
 samples in E as of any samples are shown, its log-odds are log P(E | x_t)/P(E).  So a first
 population of weighted paths gives samples in E, a pilot gives others, both are diffused to each
-level, and a logistic regression is fitted to
+level, and a logistic regression is fitted to those of a level and its neighbours.  It knows
 
     C(x̂), and the mean square of each component of x̂,
 
@@ -20,11 +20,16 @@ nothing, the odds are taken, at all lower levels too: where paths pass from one 
 their weights jump.  Far outside the event a Gaussian tail falls so fast that a path which comes
 back weighs more than all others together; the odds fall evenly.
 
+The gradient of the odds says where to go, but no more reliably than the network's Jacobian does.  A
+second population, which follows it, shows how much of the rise that it promises comes true in each
+step, and from then on it is followed that far (`pulls`).
+
 Estimates stay unbiased whatever the odds are, because they are fixed before the paths are drawn
 that count.
 """
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,19 +39,20 @@ from torch.nn.functional import logsigmoid
 
 from ddmlib import noise
 from ddmlib.denoisers import Denoiser, diffuse
+from ddmlib.events import logistic
 from ddmlib.events.constraints import Event
 from ddmlib.events.estimates import mean_exp
 from ddmlib.events.guidance import Conditioned, EventGuidance
 from ddmlib.events.paths import levels, log_twist, systematic, twisted
-from ddmlib.events.pilot import follow
+from ddmlib.events.pilot import beyond_doubt, follow
 
-RIDGE = 1.0  # penalty of a squared weight, features being standardised
 # nats by which fitted odds must be better, over as many samples as either kind has: held-out losses
 # of two fits that are as good differ by one over that number
 BETTER = 5.12
-EASE = 1e-3  # penalty of the first weight: keeps a regression solvable
-NEWTON, SETTLED = 40, 1e-7  # its steps at most, and the one that is the last
+NEAR = 3  # levels on either side whose samples help to fit those of a level
+FARTHEST = 2.0  # shift of a step's mean, in units of its noise
 FIRST, RUNS = 2, 4  # paths of the first population for each one of the pilot, and its parts
+EARLY, LATE = 0.1, 0.9  # of the rise of log P(E | x_t), between which the event is decided
 SHARE = 0.05  # of P(E), added to P(E | x_t) for paths that it is wrong about
 
 
@@ -62,11 +68,17 @@ class Odds:
         Of one and of each feature: log P(E | x_t) is log sigmoid of their sum.
     taken : Tensor of shape (levels,), bool
         Whether they replace moment matching.
+    undecided : tuple of float
+        sigma/alpha between which log P(E | x_t) of samples in E mostly rises.
+    pulls : Tensor of shape (levels,), optional
+        How far the gradient of the odds is believed in a step; default: wholly.
     """
 
     log_ratios: Tensor
     weights: Tensor
     taken: Tensor
+    undecided: tuple[float, float] = (0.0, math.inf)
+    pulls: Tensor | None = None
 
     def level(self, ratio: Tensor) -> int:
         """Return the index of the level nearest to sigma/alpha."""
@@ -111,6 +123,13 @@ class FittedGuidance(EventGuidance):
         if not create:
             return Conditioned(x_0.detach(), guided.detach(), log_mass.detach())
         return Conditioned(x_0, guided, log_mass)
+
+    def restrained(self, shift: Tensor, ratio: Tensor) -> Tensor:
+        """Return a share of the shift, at most `FARTHEST` long; see `EventGuidance.restrained`."""
+        if self.odds.pulls is not None:
+            shift = float(self.odds.pulls[self.odds.level(ratio)]) * shift
+        over = tuple(range(-len(self.constraint.shape), 0))
+        return shift * (FARTHEST / shift.norm(dim=over, keepdim=True).clamp(min=FARTHEST))
 
 
 def log_odds(x: Tensor, weights: Tensor) -> Tensor:
@@ -171,12 +190,31 @@ def prepare(
     inside = first.x_0.flatten(0, 1)[systematic(log_weights, generator, n)[0]]
     log_p = float(mean_exp(log_weights))
     # the pilot's mean of P(E | x_t) may hang on a path or two; now P(E) is known far better
-    calibration = replace(calibration, least=SHARE * math.exp(log_p))
+    least = max(SHARE * math.exp(log_p), sys.float_info.min)
+    calibration = replace(calibration, least=least)
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
     odds = fit(guidance, grid, plain, inside, log_p, chunk=chunk, generator=generator)
     if bool(odds.taken.any()):
+        calibration = replace(calibration, undecided=odds.undecided)
+        guidance = EventGuidance(denoiser, constraint, calibration=calibration)
         guidance = FittedGuidance(guidance, odds)
+        again = twisted(guidance, grid, each, RUNS, defensive=0.1, chunk=chunk, **on)
+        guidance = FittedGuidance(guidance, replace(odds, pulls=pulls(again.slopes)))
+        return guidance, n + 2 * RUNS * each + 2 * n
     return guidance, n + RUNS * each + 2 * n
+
+
+def pulls(slopes: Tensor) -> Tensor:
+    """Return how far gradients are to be believed, (levels,), of how far they came true.
+
+    Parameters
+    ----------
+    slopes : Tensor of shape (2, levels - 1)
+        As of `paths.Paths`: a slope less than 1 beyond doubt is taken for what it is.
+    """
+    slope, error = slopes.cpu()
+    share = (1 + beyond_doubt(slope - 1, error)).clamp(0, 1)
+    return torch.cat((share, share[-1:]))
 
 
 @torch.no_grad()
@@ -220,57 +258,53 @@ def fit(
     none, constant = torch.zeros(2, size, dtype=torch.float64, device=x.device)
     constant[0] = 1.0
     margin = BETTER / len(plain)
-    rows, worse, ratios = [], [], []
+    tables, matches, ratios = [], [], []
     for level in levels(guidance, grid, x)[:-1]:
         x_t = diffuse(x, *level, noise.normal_like(x, generator))
         known = [guidance.condition(part, *level) for part in x_t.split(chunk or len(x))]
-        found = features(guidance, torch.cat([part.x_0 for part in known])).double()
-        matched = torch.cat([log_twist(part, guidance.least) for part in known])
-        # each is judged but for a factor, which would not matter
-        losses = [_held_out(found, event), _held_out(found[:, :0], event)]
-        weights = regression(found, event) if losses[0] + margin < losses[1] else none
-        rows.append(weights + log_probability * constant)
-        worse.append(_held_out(found[:, :0], event, matched) > min(losses) + margin)
+        tables.append(features(guidance, torch.cat([part.x_0 for part in known])).double())
+        matches.append(torch.cat([log_twist(part, guidance.least) for part in known]))
         ratios.append(level[1] / level[0])
+    table = torch.stack(tables)
+    mean, std = table.mean(1), table.std(1).clamp(min=torch.finfo(table.dtype).tiny)
+    table = (table - mean[:, None]) / std[:, None]
+    rows, worse, rises = [], [], []
+    for k, matched in enumerate(matches):
+        near = table[max(0, k - NEAR) : k + NEAR + 1]  # odds change little from level to level
+        # each is judged but for a factor, which would not matter
+        losses = [
+            logistic.held_out(near, event, k - max(0, k - NEAR)),
+            logistic.held_out(table[:1, :, :0], event),
+        ]
+        weights = none
+        if losses[0] + margin < losses[1]:
+            w = logistic.regression(near.flatten(0, 1), event.repeat(len(near)))
+            slopes = w[1:] / std[k]
+            weights = torch.cat(((w[0] - slopes @ mean[k])[None], slopes))
+        rows.append(weights + log_probability * constant)
+        worse.append(logistic.held_out(table[:1, :, :0], event, 0, matched) > min(losses) + margin)
+        own = log_odds(tables[k][event > 0], rows[-1])
+        rises.append(torch.stack((matched[event > 0].mean(), own.mean())))
     taken = torch.tensor(worse).int().cummax(0).values.bool()  # from the highest level on
-    return Odds(torch.cat(ratios).double().cpu().log(), torch.stack(rows), taken)
+    log_ratios = torch.cat(ratios).double().cpu().log()
+    rise = torch.stack(rises).cpu()
+    undecided = deciding(log_ratios, torch.where(taken, rise[:, 1], rise[:, 0]))
+    return Odds(log_ratios, torch.stack(rows), taken, undecided)
 
 
-def regression(x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-    """Return weights (1 + columns,) of a logistic regression, all but the first penalised.
+def deciding(log_ratios: Tensor, known: Tensor) -> tuple[float, float]:
+    """Return sigma/alpha between which the mean of log P(E | x_t) over samples in E mostly rises.
 
     Parameters
     ----------
-    x : Tensor of shape (n, columns)
-    y : Tensor of shape (n,)
-        Zeros and ones.
-    offset : Tensor of shape (n,), optional
-        Log-odds that are added to those of the columns.
+    log_ratios : Tensor of shape (levels,)
+        log(sigma/alpha), descending.
+    known : Tensor of shape (levels,)
+        The mean at each level.
     """
-    mean = x.mean(0)
-    std = (x - mean).square().mean(0).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-    rows = torch.cat((torch.ones_like(y)[:, None], (x - mean) / std), 1)
-    penalty = torch.full_like(rows[0], RIDGE)
-    penalty[0] = EASE
-    w = torch.zeros_like(penalty)
-    for _ in range(NEWTON):
-        p = torch.sigmoid(rows @ w + offset)
-        hessian = (rows * (p * (1 - p))[:, None]).mT @ rows + torch.diag(penalty)
-        step = torch.linalg.solve(hessian, rows.mT @ (y - p) - penalty * w)
-        size = float(step.abs().max())
-        w = w + step / max(1.0, size)  # no leaps where p is next to 0 or 1
-        if size < SETTLED:
-            break
-    slopes = w[1:] / std
-    return torch.cat(((w[0] - slopes @ mean)[None], slopes))
-
-
-def _held_out(x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> float:
-    """Return the mean log-loss of either half of the rows under the fit to the other half."""
-    offset = torch.as_tensor(offset).expand(len(y)).to(y)
-    half, loss = len(y) // 4 * 2, 0.0
-    for fitted, judged in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
-        w = regression(x[fitted], y[fitted], offset[fitted])
-        odds = w[0] + x[judged] @ w[1:] + offset[judged]
-        loss -= float(logsigmoid(torch.where(y[judged] > 0, odds, -odds)).sum())
-    return loss / len(y)
+    low, high = known.min(), known.max()
+    share = (known - low) / (high - low).clamp(min=torch.finfo(known.dtype).tiny)
+    before, during = (torch.nonzero(share < bound).flatten() for bound in (EARLY, LATE))
+    first, last = int(before[-1]), min(int(during[-1]) + 1, len(known) - 1)
+    margin = 1e-4  # both levels are in between, however they are rounded
+    return float((log_ratios[last] - margin).exp()), float((log_ratios[first] + margin).exp())

@@ -54,6 +54,8 @@ class Paths(NamedTuple):
     log_probability: Tensor
     log_means: Tensor
     fewest: Tensor
+    slopes: Tensor
+    evaluations: int
 
 
 def levels(denoiser: Denoiser, grid: Tensor, like: Tensor) -> list[Level]:
@@ -93,7 +95,7 @@ def kernels(
     level_s: Level,
     before: Before,
     rule: str,
-    least: float,
+    guidance: EventGuidance,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean of p(x_s | x_t), the shift of the mean by guidance, and the std."""
     free = guided = None
@@ -102,9 +104,10 @@ def kernels(
     mean, std = kernel(x_t, known.x_0, level_t, level_s, free, rule)
     other, _ = kernel(x_t, known.guided, level_t, level_s, guided, rule)
     # the gradient of log(P + least) instead of log P: no pull where P says next to nothing
-    weight = torch.sigmoid(known.log_mass - math.log(least))
+    weight = torch.sigmoid(known.log_mass - math.log(guidance.least))
     weight = weight.reshape(weight.shape + (1,) * (x_t.ndim - weight.ndim))
-    return mean, weight * (other - mean), std
+    shift = weight * (other - mean)
+    return mean, std * guidance.restrained(shift / std, level_t[1] / level_t[0]), std
 
 
 def log_ratio(noise_s: Tensor, shift: Tensor, std: Tensor, axes: int) -> Tensor:
@@ -145,7 +148,7 @@ def importance(
     before: Before = None
     for level_t, level_s in pairwise(steps[:-1]):
         known = guidance.condition(x, *level_t)
-        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance.least)
+        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance)
         before = known, level_t
         z = noise.normal_like(x, generator)
         used = torch.where(free, 0.0, shift)
@@ -155,7 +158,8 @@ def importance(
     inside = (event or guidance.constraint).holds(guidance.standardizer.inverse(x))
     log_weights = torch.where(inside, log_p_over_mixture(log_q_p, share), -torch.inf)
     none = log_weights.new_empty(0)
-    return Paths(x[None], log_weights[None], mean_exp(log_weights)[None], none, none)
+    cost = n * (len(grid) - 1)
+    return Paths(x[None], log_weights[None], mean_exp(log_weights)[None], none, none, none, cost)
 
 
 @torch.no_grad()
@@ -168,6 +172,7 @@ def twisted(
     rule: str,
     defensive: float,
     threshold: float = 0.5,
+    thin: int = 1,
     until: float = 0.0,
     event: Event | None = None,
     chunk: int | None = None,
@@ -180,57 +185,85 @@ def twisted(
     a share ``defensive`` of the paths, picked at random, follows the unguided kernel; the weight is
     that of the mixture.  The last weights are those of ``event``, by default that of the guidance.
 
+    Where the guidance knows at which levels the event is decided (`pilot.Calibration.undecided`), a
+    population has n paths there alone, and one in ``thin`` of them at other levels: above, paths
+    are alike whatever becomes of them, and below, little is left to be told apart.
+
     With ``until`` the paths end, still noisy, at the first level where sigma/alpha is ``until`` or
     less, and are weighted for the law of x_t given the event as the guidance sees it; the steps
     that were taken are one fewer than ``log_means``.
     """
     shape, axes = guidance.constraint.shape, len(guidance.constraint.shape)
     steps = levels(guidance, grid, like)
-    x = start((runs * n, *shape), steps[0], like, generator)
+    sizes = populations(guidance, steps[:-1], n, thin)
+    m = sizes[0]
+    x = start((runs * m, *shape), steps[0], like, generator)
 
     def know(x: Tensor, level: Level) -> tuple[Conditioned, Tensor]:
         parts = [guidance.condition(part, *level) for part in x.split(chunk or len(x))]
         known = Conditioned(*(torch.cat(field) for field in zip(*parts, strict=True)))
-        return known, log_twist(known, guidance.least).reshape(runs, n)
+        return known, log_twist(known, guidance.least).reshape(runs, -1)
 
     known, log_h = know(x, steps[0])
     before: Before = None
     log_w, log_z = log_h.clone(), torch.zeros(runs, dtype=torch.float64, device=x.device)
     log_means, fewest = [mean_exp(log_w.flatten())], torch.full_like(log_z, float(n))
-    for level_t, level_s in pairwise(steps[:-1]):
+    evaluations, slopes = runs * m, [log_z.new_empty(2, 0)]
+    for (level_t, level_s), size in zip(pairwise(steps[:-1]), sizes, strict=False):
         if level_t[1] <= until * level_t[0]:
             log_w = log_w + log_z[:, None]
-            ends = x.reshape(runs, n, *shape)
-            return Paths(ends, log_w, mean_exp(log_w), torch.stack(log_means), fewest)
-        size = effective_size(log_w)
-        poor, fewest = size < threshold * n, torch.minimum(fewest, size)
+            x = x.reshape(runs, m, *shape)
+            found = torch.stack(log_means), fewest, torch.cat(slopes, 1), evaluations
+            return Paths(x, log_w, mean_exp(log_w), *found)
+        effective = effective_size(log_w)
+        poor, fewest = (effective < threshold * m) | (size != m), torch.minimum(fewest, effective)
         if bool(poor.any()):
-            index = systematic(log_w, generator)
-            index = torch.where(poor[:, None], index, torch.arange(n, device=x.device))
+            index = systematic(log_w, generator, size)
+            if size == m:
+                index = torch.where(poor[:, None], index, torch.arange(m, device=x.device))
             log_z = torch.where(poor, log_z + mean_exp(log_w), log_z)
-            log_w = torch.where(poor[:, None], 0.0, log_w)
+            log_w = torch.where(poor[:, None], 0.0, log_w.gather(1, index))
             log_h = log_h.gather(1, index)
-            flat = (index + n * torch.arange(runs, device=x.device)[:, None]).reshape(-1)
-            x, known = x[flat], Conditioned(*(v[flat] for v in known))
+            flat = (index + m * torch.arange(runs, device=x.device)[:, None]).reshape(-1)
+            x, known, m = x[flat], Conditioned(*(v[flat] for v in known)), size
             if before is not None:
                 before = Conditioned(*(v[flat] for v in before[0])), before[1]
-        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance.least)
+        mean, shift, std = kernels(x, known, level_t, level_s, before, rule, guidance)
         before = known, level_t
         z = noise.normal_like(x, generator)
-        free = _uniform(runs * n, generator, x) < defensive
+        free = _uniform(runs * m, generator, x) < defensive
         used = torch.where(free.reshape(-1, *(1,) * axes), 0.0, shift)
-        log_q_p = log_ratio(z + used / std, shift, std, axes).reshape(runs, n)
+        log_q_p = log_ratio(z + used / std, shift, std, axes).reshape(runs, m)
         x = mean + used + std * z
         known, following = know(x, level_s)
+        evaluations += runs * m
+        felt = (shift / std * z).flatten(-axes).double().sum(-1)
+        slopes.append(slope_of(following - log_h, felt.reshape(runs, m)))
         log_w = log_w + log_p_over_mixture(log_q_p, defensive) + following - log_h
         log_h = following
         log_means.append(mean_exp(log_z + mean_exp(log_w)))
     x = known.x_0
     inside = (event or guidance.constraint).holds(guidance.standardizer.inverse(x))
-    inside = inside.reshape(runs, n)
-    log_w = torch.where(inside, log_w - log_h, -torch.inf)
-    log_w = log_w + log_z[:, None]
-    return Paths(x.reshape(runs, n, *shape), log_w, mean_exp(log_w), torch.stack(log_means), fewest)
+    log_w = torch.where(inside.reshape(runs, m), log_w - log_h, -torch.inf) + log_z[:, None]
+    found = torch.stack(log_means), fewest, torch.cat(slopes, 1), evaluations
+    return Paths(x.reshape(runs, m, *shape), log_w, mean_exp(log_w), *found)
+
+
+def slope_of(y: Tensor, x: Tensor) -> Tensor:
+    """Return the slope of y on x, whose mean is zero, and its standard error, (2, 1)."""
+    y, square = y - y.mean(), x.square().sum().clamp(min=torch.finfo(x.dtype).tiny)
+    slope = (x * y).sum() / square
+    error = (x * (y - slope * x)).square().sum().sqrt() / square
+    return torch.stack((slope, error))[:, None]
+
+
+def populations(guidance: EventGuidance, steps: list[Level], n: int, thin: int) -> list[int]:
+    """Return how many paths a population has at each level, see `twisted`."""
+    if guidance.calibration is None:
+        return [n] * len(steps)
+    low, high = guidance.calibration.undecided
+    few = max(2, n // thin) if thin > 1 else n
+    return [n if low <= float(sigma / alpha) <= high else few for alpha, sigma in steps]
 
 
 def log_twist(known: Conditioned, least: float) -> Tensor:

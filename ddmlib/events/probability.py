@@ -45,6 +45,7 @@ def log_probability(
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
     pilot: int = 256,
+    thin: int = 4,
     keep: float = 0.2,
     moves: int = 4,
     probes: int | None = None,
@@ -65,8 +66,8 @@ def log_probability(
     method : str
         "plain", "importance", "smc", "subset" or "likelihood-ratio"; see the module.
     samples : int
-        Paths in all; for "subset" the sum of all populations.  For "likelihood-ratio" five are
-        published.
+        Paths in all, of "smc" at the levels with most; for "subset" the sum of all populations.
+        For "likelihood-ratio" five are published.
     runs : int
         Independent populations that "smc" and "subset" divide the samples into; their scatter is
         the error.
@@ -79,8 +80,12 @@ def log_probability(
     pilot : int
         Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
         samples (see `pilot`); 0 for none.  Twice as many weighted ones then tell whether fitted
-        odds do better (see `odds`), and the cost of all is that of five times so many paths.  "smc"
-        looks in the end for paths that it overlooked, with as many of its results (see `trust`).
+        odds do better (see `odds`), and if so, twice as many how far to follow them: the cost of
+        all is that of five or seven times so many paths.  "smc" looks in the end for paths that
+        it overlooked, with as many of its results (see `trust`).
+    thin : int
+        Of "smc": where odds are fitted, a population has one in so many of its paths at the noise
+        levels where little is decided.
     keep, moves : float, int
         Of "subset": the share above each threshold, and Metropolis moves at each.
     probes : int, optional
@@ -115,6 +120,7 @@ def log_probability(
         samples -= samples % runs
     if not 0 <= defensive < 1:
         raise ValueError(f"defensive must lie in [0, 1), got {defensive}")
+    checks.count("thin", thin)
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     on: dict[str, Any] = {"rule": rule, "like": like, "generator": generator}
     parts = [samples] if chunk is None else _parts(samples, checks.count("chunk", chunk, 2))
@@ -174,12 +180,12 @@ def log_probability(
     if method == "smc":
         n = samples // runs
         settings: dict[str, Any] = {"defensive": defensive, "event": constraint, "chunk": chunk}
-        done = paths.twisted(guidance, grid, n, runs, **settings, **on)
+        done = paths.twisted(guidance, grid, n, runs, thin=thin, **settings, **on)
         size = float(estimates.effective_size(done.log_weights).sum())
         arrived = bool(torch.isfinite(done.log_probability).any())
         again = pilot if arrived else 0  # of the results, diffused again
-        evaluations += again * steps
-        products += again * steps * len(constraint.parts)
+        evaluations = done.evaluations + (first + again) * steps
+        products = evaluations * len(constraint.parts)
         reasons = unchecked, trust.doubts(guidance, grid, done, again, generator)
         warning = "; ".join(filter(None, reasons))
         return estimates.from_populations(

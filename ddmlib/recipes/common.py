@@ -1,14 +1,14 @@
 """What a recipe is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ddmlib import training
 
-BUDGETS = ("default", "full", "smoke")
+BUDGETS = ("default", "full", "smoke")  # of every recipe; some go on with "more"
 CHUNK = 2**14  # states handled at once, so that activations stay in the cache
 TRAIN_SEED, TEST_SEED = 1, 2
 
@@ -31,3 +31,9 @@ class Recipe:
     uses_features: bool = True
     small: int = 2**14  # samples of the test that measures the weights anew
     stored: torch.dtype = torch.float32  # on disk; halves where the metric does not notice
+    networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # of budgets, where others
+
+    def model_for(self, budget: str) -> dict[str, Any]:
+        """Return the ``model`` of a budget: some train a larger network."""
+        settings = self.model["network_settings"] | self.networks.get(budget, {})
+        return self.model | {"network_settings": settings}
