@@ -137,13 +137,16 @@ def train(
     checks.choice("budget", budget, recipe.budgets)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or WEIGHTS
+    before = None
+    if budget == "more":
+        module, before = load(name, device, folder)
+        module.train().requires_grad_()
+        model = before["model"]
+    else:
+        torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
+        model = recipe.model_for(budget)
+        module = build(model).to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    before = card(name, folder) if budget == "more" else None
-    torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
-    model = recipe.model_for(budget) if before is None else before["model"]
-    module = build(model).to(device)
-    if before is not None:
-        module.load_state_dict(load(name, device, folder)[0].state_dict())
     if compiled:
         network: Any = module.network if model["kind"] == "denoiser" else module
         network.compile()
@@ -151,6 +154,7 @@ def train(
     settings = dict(recipe.budgets[budget])
     if steps is not None:
         settings["steps"] = checks.count("steps", steps)
+    rates = {k: settings.pop(k, getattr(recipe, k)) for k in ("lr", "kernel_lr")}
     loss = recipe.loss(module, settings, device)
     average = training.Average(module, recipe.decay) if recipe.decay else None
     last, seconds = None, 0.0
@@ -158,9 +162,8 @@ def train(
         module,
         loss,
         steps=settings["steps"],
-        lr=settings.setdefault("lr", recipe.lr),
+        **rates,
         clip=recipe.clip,
-        kernel_lr=settings.get("kernel_lr", recipe.kernel_lr),
         warmup=settings["steps"] // 100,
         generator=generator,
         average=average,
@@ -183,9 +186,9 @@ def train(
         + " --compile" * compiled,
         "model": model,
         "training": settings
+        | {k: rate for k, rate in rates.items() if rate}
         | {"lr_schedule": "cosine", "average": recipe.decay, "seed": recipe.seed}
         | ({"clip": recipe.clip} if recipe.clip else {})
-        | ({"kernel_lr": settings.get("kernel_lr", recipe.kernel_lr)} if recipe.kernel_lr else {})
         | {"final_loss": last}
         | ({} if before is None else {"before": before["training"] | before["made_on"]}),
         "made_on": {

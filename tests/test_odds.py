@@ -142,7 +142,7 @@ def test_thinned_populations_have_the_same_mean_and_cost_less(generator):
     _, covariance = sampler_law(DENOISER, 32)
     own = scipy.stats.norm.sf(3 / math.sqrt(float(covariance[0, 0])))
     guidance, _ = odds.prepare(DENOISER, WALL, GRID, 256, **on(g))
-    low, high = guidance.calibration.undecided
+    low, high = guidance.undecided
     assert 0 < low < high < 80
     settings = {"defensive": 0.1} | on(g)
     thin, full = (paths.twisted(guidance, GRID, n, runs, thin=k, **settings) for k in (4, 1))
@@ -150,7 +150,6 @@ def test_thinned_populations_have_the_same_mean_and_cost_less(generator):
     assert abs(float(found.mean()) - own) < 3 * float(found.std()) / runs**0.5
     ratios = [float(s / a) for a, s in paths.levels(DENOISER, GRID, torch.zeros(()))[:-1]]
     many = sum(low <= r <= high for r in ratios)
-    # as many as at the level before: populations change before a step
     assert thin.evaluations == runs * (n * many + n // 4 * (32 - many))
     assert full.evaluations == runs * n * 32
     assert thin.x_0.shape == (runs, n // 4, 2)

@@ -69,8 +69,6 @@ class Calibration:
         impossible by mistake.
     inside : float
         Share of the pilot's paths that ended in the event.
-    undecided : tuple of float
-        sigma/alpha between which it is mostly decided whether a path ends in the event.
     """
 
     log_ratios: Tensor
@@ -80,7 +78,6 @@ class Calibration:
     extra: Tensor
     least: float = LEAST
     inside: float = math.nan
-    undecided: tuple[float, float] = (0.0, math.inf)
 
     def at(self, part: int, ratio: Tensor) -> tuple[Tensor, ...]:
         """Return (intercept, slope, scale, extra) of a part at sigma/alpha, of its shape."""
@@ -201,6 +198,11 @@ class EventGuidance(Denoiser):
     def least(self) -> float:
         """What twisted paths add to P(E | x_t)."""
         return LEAST if self.calibration is None else self.calibration.least
+
+    @property
+    def undecided(self) -> tuple[float, float]:
+        """sigma/alpha between which it is decided whether a path ends in the event, if known."""
+        return 0.0, math.inf
 
     def restrained(self, shift: Tensor, ratio: Tensor) -> Tensor:
         """Return the shift of a weighted step, in units of its noise, as far as it is believed.

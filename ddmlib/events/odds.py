@@ -124,6 +124,11 @@ class FittedGuidance(EventGuidance):
             return Conditioned(x_0.detach(), guided.detach(), log_mass.detach())
         return Conditioned(x_0, guided, log_mass)
 
+    @property
+    def undecided(self) -> tuple[float, float]:
+        """sigma/alpha between which it is decided whether a path ends in the event."""
+        return self.odds.undecided
+
     def restrained(self, shift: Tensor, ratio: Tensor) -> Tensor:
         """Return a share of the shift, at most `FARTHEST` long; see `EventGuidance.restrained`."""
         if self.odds.pulls is not None:
@@ -195,8 +200,6 @@ def prepare(
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
     odds = fit(guidance, grid, plain, inside, log_p, chunk=chunk, generator=generator)
     if bool(odds.taken.any()):
-        calibration = replace(calibration, undecided=odds.undecided)
-        guidance = EventGuidance(denoiser, constraint, calibration=calibration)
         guidance = FittedGuidance(guidance, odds)
         again = twisted(guidance, grid, each, RUNS, defensive=0.1, chunk=chunk, **on)
         guidance = FittedGuidance(guidance, replace(odds, pulls=pulls(again.slopes)))
@@ -269,20 +272,20 @@ def fit(
     mean, std = table.mean(1), table.std(1).clamp(min=torch.finfo(table.dtype).tiny)
     table = (table - mean[:, None]) / std[:, None]
     rows, worse, rises = [], [], []
+    blank = table[:1, :, :0]  # no column at all
+    nothing = logistic.held_out(blank, event)
     for k, matched in enumerate(matches):
         near = table[max(0, k - NEAR) : k + NEAR + 1]  # odds change little from level to level
         # each is judged but for a factor, which would not matter
-        losses = [
-            logistic.held_out(near, event, k - max(0, k - NEAR)),
-            logistic.held_out(table[:1, :, :0], event),
-        ]
+        loss = logistic.held_out(near, event, min(k, NEAR))
+        matching = logistic.held_out(blank, event, 0, matched)
         weights = none
-        if losses[0] + margin < losses[1]:
+        if loss + margin < nothing:
             w = logistic.regression(near.flatten(0, 1), event.repeat(len(near)))
             slopes = w[1:] / std[k]
             weights = torch.cat(((w[0] - slopes @ mean[k])[None], slopes))
         rows.append(weights + log_probability * constant)
-        worse.append(logistic.held_out(table[:1, :, :0], event, 0, matched) > min(losses) + margin)
+        worse.append(matching > min(loss, nothing) + margin)
         own = log_odds(tables[k][event > 0], rows[-1])
         rises.append(torch.stack((matched[event > 0].mean(), own.mean())))
     taken = torch.tensor(worse).int().cummax(0).values.bool()  # from the highest level on

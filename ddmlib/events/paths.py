@@ -45,8 +45,10 @@ class Paths(NamedTuple):
 
     ``x_0`` (runs, n, *shape) in standardised units, ``log_weights`` (runs, n), and the logarithm
     of their means, ``log_probability`` (runs,), one estimate of log P(E) a run.  Of the twisted
-    method also log E[h_t(x_t)] at each level, ``log_means`` (levels,), and the fewest effective
-    paths that each run had on its way, ``fewest`` (runs,).
+    method also log E[h_t(x_t)] at each level, ``log_means`` (levels,), the fewest effective paths
+    that each run had on its way, ``fewest`` (runs,), and how far guidance came true in each step,
+    ``slopes`` (2, steps - 1): the slope of what log h did on what its gradient said of the step's
+    noise, and the standard error of that slope.  ``evaluations`` are those of all runs.
     """
 
     x_0: Tensor
@@ -185,7 +187,7 @@ def twisted(
     a share ``defensive`` of the paths, picked at random, follows the unguided kernel; the weight is
     that of the mixture.  The last weights are those of ``event``, by default that of the guidance.
 
-    Where the guidance knows at which levels the event is decided (`pilot.Calibration.undecided`), a
+    Where the guidance knows at which levels the event is decided (`EventGuidance.undecided`), a
     population has n paths there alone, and one in ``thin`` of them at other levels: above, paths
     are alike whatever becomes of them, and below, little is left to be told apart.
 
@@ -259,9 +261,7 @@ def slope_of(y: Tensor, x: Tensor) -> Tensor:
 
 def populations(guidance: EventGuidance, steps: list[Level], n: int, thin: int) -> list[int]:
     """Return how many paths a population has at each level, see `twisted`."""
-    if guidance.calibration is None:
-        return [n] * len(steps)
-    low, high = guidance.calibration.undecided
+    low, high = guidance.undecided
     few = max(2, n // thin) if thin > 1 else n
     return [n if low <= float(sigma / alpha) <= high else few for alpha, sigma in steps]
 

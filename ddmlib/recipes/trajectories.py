@@ -19,8 +19,8 @@ longer trainings little of this difference was left.
 The default budget is for two cores and an hour.  What it leaves wrong is mostly heights of spikes
 and the last turns of a pendulum, which it knows to a tenth.  The shipped weights are of the full
 budget, a network of two and a half times the products, four times the batch and eight times the
-trajectories, for a GPU; and "more" goes on from there with trajectories that go far drawn more
-often, `targets.Far`.
+trajectories, for a GPU.  Those of the cells and the pendulum went on from there by "more", with
+trajectories that go far drawn more often, `targets.Far`.
 
 Targets are means over a pool of trajectories, `targets.pooled_loss`: of the loss at high noise by
 far the most is otherwise the scatter of trajectories that one noisy trajectory may have come from.
@@ -105,13 +105,13 @@ def denoising(
     number, eight_bits = settings.get("pool", 0), settings.get("bfloat16", False)
     strata, size = torch.arange(groups, device=device)[:, None], max(number, batch)
     far = targets.Far.of(data, **settings["far"]) if "far" in settings else None
-    counts = None if far is None else far(data)
-    ends = None if counts is None else counts.double().cumsum(0) / counts.double().sum()
+    counts = torch.ones(len(data), device=device) if far is None else far(data)
+    ends = counts.double().cumsum(0) / counts.double().sum()
 
     def loss(generator: torch.Generator) -> Tensor:
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
         often = None
-        if counts is None or ends is None:
+        if far is None:
             index = torch.randint(len(data), (size,), **on).to(device)
         else:
             u = torch.rand(size, dtype=torch.float64, **on).to(device)
@@ -122,7 +122,7 @@ def denoising(
         t = (strata + torch.rand(groups, 1, **on).to(device)) / groups
         eps = noise.normal_like(x_0, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=eight_bits):
-            if size > batch or far is not None:
+            if number or far is not None:
                 return targets.pooled_loss(denoiser, pool, x_0, t, eps, often, far)
             return denoising_loss(denoiser, x_0, t, eps)
 
@@ -234,7 +234,7 @@ def _recipe(
                 ("smoke", 16, 10, 8, 4),
             )
         }
-        | ({"more": MORE | LOSS | more} if more is not None else {}),
+        | ({"more": MORE | LOSS | more} if more else {}),
         networks={"full": {"widths": [112, 112, 128]}},
         lr=3e-3,
         decay=0.9995,
@@ -251,7 +251,6 @@ RECIPES: dict[str, Recipe] = {
         2**18,
         "Stationary Lorenz-63 trajectories of 60 states, 0.1 time units apart.",
         steps=20_000,
-        more={},
     ),
     "lorenz63-trajectories-4000": _recipe(
         "lorenz63",
