@@ -99,3 +99,38 @@ class DoublePendulum:
         determinant = 2 - c * c
         omega_1, omega_2 = (p_1 - c * p_2) / determinant, (2 * p_2 - c * p_1) / determinant
         return torch.stack((theta_1, theta_2, omega_1, omega_2), dim=-1)
+
+    def on_circle(self, x: Tensor) -> Tensor:
+        """Return (sin θ_1, sin θ_2, cos θ_1, cos θ_2, ω_1, ω_2) of states (..., 4).
+
+        The pendulum does not know how often it has turned, and neither do these: states after one
+        turn, or ten, are like those before.
+        """
+        theta, omega = checks.last_axis("x", x, 4).split(2, -1)
+        return torch.cat((torch.sin(theta), torch.cos(theta), omega), dim=-1)
+
+    def unwound(self, circle: Tensor, interval: float) -> Tensor:
+        """Return the states whose `on_circle` is given, full turns counted along a trajectory.
+
+        Between two states each angle turns by ∫ω dt, which the trapezoidal rule knows far better
+        than to a full turn, so the number of turns is no guess.  It is to one part in ten for
+        states 0.5 apart.  Sine and cosine need not have squares that add to one.
+
+        Parameters
+        ----------
+        circle : Tensor of shape (..., length, 6)
+            As from `on_circle`; the first angles are taken from (-π, π].
+        interval : float
+            Time between states.
+
+        Returns
+        -------
+        Tensor of shape (..., length, 4)
+        """
+        checks.positive("interval", interval)
+        sine, cosine, omega = checks.last_axis("circle", circle, 6).split(2, -1)
+        theta = torch.atan2(sine, cosine)
+        turned = interval / 2 * (omega[..., 1:, :] + omega[..., :-1, :])
+        turns = torch.round((turned - theta.diff(dim=-2)) / (2 * torch.pi)).detach()
+        full = torch.nn.functional.pad(turns.cumsum(-2), (0, 0, 1, 0))
+        return torch.cat((theta + 2 * torch.pi * full, omega), dim=-1)

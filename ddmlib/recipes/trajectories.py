@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddmlib import ensembles, events, metrics, noise, sampling, schedules, targets, training
+from ddmlib import ensembles, events, metrics, noise, oscillators, sampling, schedules, targets, training
 from ddmlib.datasets import LORENZ63, Standardizer
 from ddmlib.denoisers import denoising_loss
 from ddmlib.recipes.common import TEST_SEED, TRAIN_SEED, Recipe
@@ -57,17 +57,36 @@ MORE: dict[str, Any] = {
 CHUNK = 2**10  # trajectories sampled at once
 MANY = 2**16  # where fewer are trained on, that is the point
 BINS = 128  # of the histogram of C
+PENDULUM = oscillators.DoublePendulum()
+INTERVAL = 0.5  # between its states
 LOSS = {"bfloat16": True, "pool": 2**12}  # its settings, of every training
+
+
+def pendulum_on_circle(trajectories: int, **settings: Any) -> Tensor:
+    """Return `ensembles.double_pendulum` as the network sees it, (trajectories, length, 6)."""
+    return PENDULUM.on_circle(ensembles.double_pendulum(trajectories, **settings))
+
+
+def over_the_top() -> events.Constraint:
+    """Return `events.over_the_top` for trajectories on the circle, (60, 6)."""
+    event = events.over_the_top()
+    function = event.function
+
+    def turns(circle: Tensor) -> Tensor:
+        return function(PENDULUM.unwound(circle, INTERVAL))
+
+    return events.Constraint(turns, (event.shape[0], 6), event.name)
+
 
 ENSEMBLES: dict[str, Callable[..., Tensor]] = {
     "lorenz63": ensembles.lorenz63,
     "fitzhugh-nagumo": ensembles.fitzhugh_nagumo,
-    "double-pendulum": ensembles.double_pendulum,
+    "double-pendulum": pendulum_on_circle,
 }
 EVENTS: dict[str, events.Constraint] = {
     "lorenz63": events.one_lobe(),
     "fitzhugh-nagumo": events.spike(),
-    "double-pendulum": events.over_the_top(),
+    "double-pendulum": over_the_top(),
 }
 RATIOS: dict[str, tuple[float, float]] = {  # noise levels, sigma/alpha
     "lorenz63": (1e-2, 100.0),
@@ -83,8 +102,9 @@ STANDARDIZERS: dict[str, Standardizer] = {
         torch.tensor([0.0975, 0.0724, 0.0110, 0.0147]),
         knee=2.0,
     ),
-    "double-pendulum": AsinhStandardizer(
-        torch.zeros(4), torch.tensor([0.7, 1.0, 0.64, 0.89]), knee=3.0
+    "double-pendulum": Standardizer(
+        torch.tensor([0.0, 0.0, 0.8281, 0.6601, 0.0, 0.0]),
+        torch.tensor([0.4953, 0.6072, 0.2626, 0.4423, 0.6340, 0.8798]),
     ),
 }
 
@@ -267,8 +287,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "double-pendulum-trajectories": _recipe(
         "double-pendulum",
-        2**17,
-        "Trajectories of the double pendulum, 60 states.",
-        more={"far": {"tail": 0.12, "share": 0.4}},
+        2**18,
+        "Trajectories of the double pendulum, 60 states, angles as sine and cosine.",
     ),
 }
