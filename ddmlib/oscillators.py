@@ -112,9 +112,9 @@ class DoublePendulum:
     def unwound(self, circle: Tensor, interval: float) -> Tensor:
         """Return the states whose `on_circle` is given, full turns counted along a trajectory.
 
-        Between two states each angle turns by ∫ω dt, which the trapezoidal rule knows far better
-        than to a full turn, so the number of turns is no guess.  It is to one part in ten for
-        states 0.5 apart.  Sine and cosine need not have squares that add to one.
+        Between two states each angle turns by ∫ω dt, and the trapezoidal rule needs to know it to
+        half a turn only.  Of states 0.5 apart it is wrong by less than 0.5 radians.  Squares of
+        sine and cosine need not add to one.
 
         Parameters
         ----------
@@ -128,6 +128,8 @@ class DoublePendulum:
         Tensor of shape (..., length, 4)
         """
         checks.positive("interval", interval)
+        if circle.ndim < 2:
+            raise ValueError(f"circle must hold trajectories (..., length, 6), got {circle.shape}")
         sine, cosine, omega = checks.last_axis("circle", circle, 6).split(2, -1)
         theta = torch.atan2(sine, cosine)
         turned = interval / 2 * (omega[..., 1:, :] + omega[..., :-1, :])

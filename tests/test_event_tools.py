@@ -8,7 +8,7 @@ import pytest
 import results
 import torch
 
-from ddmlib import ensembles, events, metrics
+from ddmlib import ensembles, events, metrics, recipes
 
 
 def test_thresholds_are_chosen_where_the_truth_is_near_the_targets():
@@ -33,12 +33,28 @@ def test_an_event_above_a_threshold_is_the_same_function_lowered():
 @pytest.mark.parametrize("system", ["lorenz63", "fitzhugh-nagumo", "double-pendulum"])
 @pytest.mark.parametrize("c", [0.0, 0.3])
 def test_events_for_guidance_hold_where_the_events_do(system, c):
-    event = brute_force.CASES[system].event
+    event = plain_samples.EVENTS[system]
     x = 2 * torch.randn(500, *event.shape, generator=torch.Generator().manual_seed(0))
     x[::2] *= 0.1
+    if system == "double-pendulum":
+        x[::2, :, 2:4] += 1  # cosines of a pendulum near rest
     aim = event_samples.for_guidance(system, event, c)
     assert torch.equal(aim.holds(x), event.value(x) > c)
     assert 0 < int(aim.holds(x).sum()) < 500
+
+
+def test_a_network_of_pendulums_makes_the_states_that_are_simulated():
+    x = ensembles.double_pendulum(256, seed=6)
+    circle = recipes.trajectories.ENSEMBLES["double-pendulum"](256, seed=6)
+    torch.testing.assert_close(
+        plain_samples.states("double-pendulum", circle), x, rtol=0, atol=2e-5
+    )
+    assert torch.equal(plain_samples.states("lorenz63", x), x)
+    for system, case in brute_force.CASES.items():
+        if system in plain_samples.EVENTS:
+            assert plain_samples.EVENTS[system].name == case.event.name
+    ours, known = plain_samples.EVENTS["double-pendulum"], brute_force.CASES["double-pendulum"]
+    torch.testing.assert_close(ours.margin(circle), known.event.margin(x), rtol=0, atol=2e-5)
 
 
 def test_the_judge_sees_what_is_outside_and_what_is_distorted():

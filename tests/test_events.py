@@ -875,3 +875,16 @@ def test_published_events_are_what_they_say():
     links = torch.zeros(3, 60, 4)
     links[0, 5, 1], links[1, 5, 0], links[2, 5, 2] = -3.2, 3.1, 9.0
     assert events.over_the_top().holds(links).tolist() == [True, False, False]
+
+
+def test_an_event_of_other_variables_is_the_same_event(generator):
+    x = 2 * torch.randn(50, 60, 4, generator=generator())
+    event = events.over_the_top()
+    halves = event.through(lambda y: y[..., :4] + y[..., 4:], (60, 8))
+    y = torch.cat((0.3 * x, 0.7 * x), -1)
+    torch.testing.assert_close(halves.margin(y), event.margin(x))
+    assert halves.shape == (60, 8)
+    assert halves.name == event.name
+    halves.check_gradient(y)
+    with pytest.raises(ValueError, match="over the top"):
+        event.through(lambda y: y, (60, 5))

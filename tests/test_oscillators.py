@@ -99,6 +99,41 @@ def test_pendulums_start_as_published(device):
     torch.testing.assert_close(p.mean(0), torch.zeros(2), rtol=0, atol=0.01)
 
 
+def test_turns_are_counted_from_states_on_the_circle():
+    x = ensembles.double_pendulum(512, seed=4)
+    circle = PENDULUM.on_circle(x)
+    assert circle.shape == (512, 60, 6)
+    assert float(x[..., :2].abs().max()) > 4 * torch.pi  # some have turned more than once
+    torch.testing.assert_close(PENDULUM.unwound(circle, 0.5), x, rtol=0, atol=2e-5)
+    rule = (x[:, 1:, 2:] + x[:, :-1, 2:]) / 4
+    assert float((x[..., :2].diff(dim=1) - rule).abs().max()) < 0.5  # as documented
+    turned = x + torch.tensor([2 * torch.pi, -4 * torch.pi, 0, 0])
+    torch.testing.assert_close(PENDULUM.on_circle(turned), circle, rtol=0, atol=1e-5)
+    longer = circle * torch.tensor([0.5, 0.5, 0.5, 0.5, 1, 1])
+    torch.testing.assert_close(PENDULUM.unwound(longer, 0.5), x, rtol=0, atol=2e-5)
+
+
+def test_an_angle_follows_its_sine_and_cosine():
+    x = torch.tensor([[0.3, 3.0, 0.0, 0.1], [0.2, 3.3, 0.0, 0.1]], dtype=torch.float64)
+    circle = PENDULUM.on_circle(x).requires_grad_()
+    theta = PENDULUM.unwound(circle, 0.5)[1, 1]
+    (slope,) = torch.autograd.grad(theta, circle)
+    expected = torch.zeros(2, 6, dtype=torch.float64)
+    expected[1, 1], expected[1, 3] = torch.cos(x[1, 1]), -torch.sin(x[1, 1])
+    torch.testing.assert_close(slope, expected)
+
+
+def test_states_on_the_circle_are_refused_by_name():
+    with pytest.raises(ValueError, match="x must have shape"):
+        PENDULUM.on_circle(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="circle must have shape"):
+        PENDULUM.unwound(torch.zeros(5, 4), 0.5)
+    with pytest.raises(ValueError, match="circle must hold trajectories"):
+        PENDULUM.unwound(torch.zeros(6), 0.5)
+    with pytest.raises(ValueError, match="interval must be positive"):
+        PENDULUM.unwound(torch.zeros(5, 6), 0.0)
+
+
 @pytest.mark.parametrize(
     ("make", "d", "interval", "system"),
     [

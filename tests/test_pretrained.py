@@ -267,7 +267,7 @@ def test_more_goes_on_from_the_weights_that_are_there(tmp_path, monkeypatch):
     assert card["training"]["before"]["steps"] == first["training"]["steps"]
     assert card["model"] == first["model"]
     with pytest.raises(ValueError, match="budget must be one of default, full, more, smoke"):
-        pretrained.train("double-pendulum-trajectories", budget="huge", **settings)
+        pretrained.train(name, budget="huge", **settings)
     with pytest.raises(ValueError, match="budget must be one of"):
         pretrained.train(MAIN, budget="more", **settings)
 

@@ -56,11 +56,11 @@ def test_bad_input_is_named():
         AsinhStandardizer(MEAN, STD, 0.0)
 
 
-@pytest.mark.parametrize("name", ["fitzhugh-nagumo-trajectories", "double-pendulum-trajectories"])
-def test_a_card_names_the_units(name):
-    model = recipes.RECIPES[name].model
+def test_a_card_names_the_units():
+    model = recipes.RECIPES["fitzhugh-nagumo-trajectories"].model
     built = pretrained.build(model)
     assert model["tails"] == "asinh"
     assert built.standardizer.knee == model["knee"]
     assert isinstance(built.standardizer, AsinhStandardizer)
-    assert "tails" not in recipes.RECIPES["lorenz63-trajectories"].model
+    for name in ("lorenz63-trajectories", "double-pendulum-trajectories"):
+        assert "tails" not in recipes.RECIPES[name].model

@@ -9,7 +9,8 @@ The share inside the event, the total variation of the histogram of C, 128 bins,
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
 weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
-by asinh, so is C for the guidance: the event is the same.  The floors are those of other simulated
+by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
+cosines; what is judged are angles.  The floors are those of other simulated
 trajectories of the same number.  Results go to book/results/event-samples.json after every part;
 parts that were made with these settings and weights are kept.
 """
@@ -25,7 +26,7 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, SAMPLERS, TOGETHER, network, weights
+from plain_samples import BINS, EVENTS, SAMPLERS, TOGETHER, network, states, weights
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
@@ -39,8 +40,8 @@ GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
 EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 2, "double-pendulum": 2}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
-# C + level is a maximum of states (or of their means); scale: knee · std of their units, in C
-STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86), "double-pendulum": (math.pi, 2.55)}
+# C + level is a maximum of means of states; scale: knee · std of their units, in C
+STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
 
 
 def above(event: events.Constraint, c: float) -> events.Constraint:
@@ -156,7 +157,7 @@ def main() -> None:
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = above(case.event, -2.0) if small else case.event
-    aim = for_guidance(system, case.event, -2.0 if small else 0.0)
+    aim = for_guidance(system, EVENTS[system], -2.0 if small else 0.0)
     flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
     made_with = {
         **weights(name, small),
@@ -183,7 +184,8 @@ def main() -> None:
     keep("floor_guided", judge.floor_guided)
     for part, draw in draws(denoiser, aim, number, sampler, pilot, excess).items():
         if part not in entry:
-            keep(part, judge.score(denoiser.standardizer.inverse(draw()).cpu()))
+            x = denoiser.standardizer.inverse(draw()).cpu()
+            keep(part, judge.score(states(system, x)))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from brute_force import CASES, Case
 from torch import Tensor
 
 from ddmlib import pretrained, sampling
+from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "plain-samples.json"
 SYSTEMS = {
@@ -40,6 +41,7 @@ SYSTEMS = {
     "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
     "double-pendulum-trajectories": "double-pendulum",
 }
+EVENTS = trajectories.EVENTS  # of what the networks see
 # of every sampler of the chapters on events, one evaluation a step.  On the attractor what becomes
 # of a trajectory is decided within a few levels of middle noise: "central" steps are finest there.
 # The heights of spikes and the last of many turns are decided at low noise: even steps, and more
@@ -76,6 +78,11 @@ def network(name: str, small: bool = False, bfloat16: bool = False) -> Any:
 
         denoiser.network.forward = rounded
     return denoiser
+
+
+def states(system: str, x: Tensor) -> Tensor:
+    """Return states as they are simulated, from those that the network of a system makes."""
+    return trajectories.unwound(x) if system == "double-pendulum" else x
 
 
 def weights(name: str, small: bool = False) -> dict[str, str]:
@@ -119,7 +126,7 @@ def run(
     small: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Add chunks to the stored counts until there are ``chunks``; yield after each."""
-    case = CASES[SYSTEMS[name]]
+    case, event = CASES[SYSTEMS[name]], EVENTS[SYSTEMS[name]]
     c = simulated(case, 2 * chunks * chunk, denoiser.device)
     at = brute_force.thresholds(case)
     made_with = {
@@ -135,11 +142,11 @@ def run(
     ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
     while entry["chunks"] < chunks:
         z = sampling.sample(
-            denoiser, (chunk, *case.event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
+            denoiser, (chunk, *event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
             eta=1.0, chunk=TOGETHER[denoiser.device.type],
             generator=torch.Generator().manual_seed(FIRST_SEED + entry["chunks"]),
         )  # fmt: skip
-        margins = case.event.margin(denoiser.standardizer.inverse(z)).cpu()
+        margins = event.margin(denoiser.standardizer.inverse(z)).cpu()
         above = [int((margins > float(v)).sum()) for v in at]
         entry["counts"] = [a + b for a, b in zip(entry["counts"], above, strict=True)]
         held = torch.tensor(entry["cells"]) + cells(margins, (low, high))

@@ -165,6 +165,18 @@ class Constraint(_Scalar):
         """Return C(x)."""
         return self.value(x)
 
+    def through(self, states: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> "Constraint":
+        """Return the same event for other variables y, C(x(y)) > 0.
+
+        Parameters
+        ----------
+        states : callable
+            x, mapping samples (*batch, *shape) to those that C takes; differentiable.
+        shape : tuple of int
+            Shape of one y.
+        """
+        return Constraint(lambda y: self.value(states(y)), shape, self.name)
+
     def log_mass(self, c: Tensor, variance: Tensor) -> Tensor:
         """Return log Φ(c/s), the log-probability of C > 0 for C ~ N(c, s²)."""
         return torch.special.log_ndtr(c / variance.clamp(min=SMALLEST).sqrt())
