@@ -10,9 +10,9 @@ component of the states.  Guided samples follow moment matching all the way down
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
 weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
 by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
-cosines; what is judged are angles.  The floors are those of other simulated
-trajectories of the same number.  Results go to book/results/event-samples.json after every part;
-parts that were made with these settings and weights are kept.
+cosines; what is judged are angles.  The floors are those of other simulated trajectories of the
+same number.  Results go to book/results/event-samples.json after every part; parts that were made
+with these settings and weights are kept.
 """
 
 import argparse
@@ -42,7 +42,6 @@ EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 2, "double-pendulum": 2}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # C + level is a maximum of means of states; scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
-
 # how far inside the event guided paths aim, in C: the last step, which has no noise, ends a few
 # thousandths of a radian beside where it aims
 AIM = {"lorenz63": 0.0, "fitzhugh-nagumo": 0.0, "double-pendulum": 0.02}
