@@ -18,7 +18,7 @@ import torch
 from benchmarks import assimilate, data, events, generate, train, twin
 from benchmarks.timing import Row
 
-NAMES = ("data", "train", "generate", "twin", "assimilate", "events")
+NAMES = ("data", "train", "generate", "twin", "assimilate", "events", "steps")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,6 +50,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         "twin": lambda: twin.rows(options.small, options.folder),
         "assimilate": lambda: assimilate.rows(options.small, options.folder),
         "events": lambda: events.rows(options.small, options.folder),
+        "steps": lambda: events.counted(options.small, options.folder),
     }
     for name in NAMES:
         if not options.names or name in options.names:

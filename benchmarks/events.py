@@ -223,13 +223,22 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
     )
 
 
-def rows(small: bool = False, folder: Path | None = None, number: int = 512) -> Iterator[Row]:
-    """Measure everything; ``small`` only tries the code."""
-    yield throughput(small)
+def with_weights(folder: Path | None, quantity: str, row: Callable[[NetworkDenoiser], Row]) -> Row:
+    """Return the row that a network gives, or one that says which weights are missing."""
     try:
         denoiser, _ = pretrained.load(NAME, "cpu", folder)
     except RuntimeError as error:
-        yield Row("trajectories given an event: Z23's recipe", None, None, "", note=str(error))
-        return
-    yield evaluation_time(denoiser, small)
-    yield equal_quality(denoiser, 32 if small else number, small)
+        return Row(f"trajectories given an event, {quantity}", None, None, "", note=str(error))
+    return row(denoiser)
+
+
+def rows(small: bool = False, folder: Path | None = None) -> Iterator[Row]:
+    """Time what is timed; ``small`` only tries the code."""
+    yield throughput(small)
+    yield with_weights(folder, "evaluations a second", lambda d: evaluation_time(d, small))
+
+
+def counted(small: bool = False, folder: Path | None = None, number: int = 512) -> Iterator[Row]:
+    """Count evaluations; nothing is timed, so the machine may be busy with something else."""
+    number = 32 if small else number
+    yield with_weights(folder, "evaluations", lambda d: equal_quality(d, number, small))

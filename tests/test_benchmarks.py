@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import assimilate
+from benchmarks import assimilate, events
 
 
 def test_assimilation_benchmarks_check_their_baselines_and_give_their_rows(tmp_path):
@@ -19,6 +19,20 @@ def test_assimilation_benchmarks_check_their_baselines_and_give_their_rows(tmp_p
     assert len(rows) == 12
     for row in rows:
         assert all(math.isfinite(row[k]) and row[k] > 0 for k in ("ours", "baseline", "ratio"))
+
+
+def test_event_benchmarks_check_their_baselines_and_say_which_weights_are_missing(tmp_path):
+    stored = tmp_path / "results.json"
+    benchmarks.main(["events", "steps", "--small", "--json", str(stored)])
+    simulated, timed, counted = json.loads(stored.read_text())["rows"]
+    for row in (simulated, timed):
+        assert all(math.isfinite(row[k]) and row[k] > 0 for k in ("ours", "baseline", "ratio"))
+    assert {tried["guidance"] for tried in counted["settings"]["tried"]} >= {"guided"}
+    assert counted["ours"] in events.BUDGETS
+    benchmarks.main(["steps", "--folder", str(tmp_path), "--json", str(stored)])
+    (missing,) = json.loads(stored.read_text())["rows"]
+    assert missing["ours"] is None
+    assert events.NAME in missing["note"]
 
 
 def test_evaluations_count_products_with_the_jacobian():
