@@ -29,6 +29,28 @@ def noisy(device, generator, *shape):
     return torch.randn(*shape, generator=generator(1), dtype=torch.float64).to(device)
 
 
+def test_coarse_blocks_reach_from_end_to_end(device, generator):
+    reach = []
+    for coarse in (0, 3):
+        torch.manual_seed(0)
+        made = networks.TrajectoryUNet(widths=(8, 16), blocks=1, kernel=3, coarse=coarse).to(device)
+        assert len(made.down[0]) == 1
+        assert len(made.down[1]) == 1 + coarse
+        for name, parameter in made.named_parameters():
+            if name.endswith("gate"):
+                torch.nn.init.ones_(parameter)
+        # of a product of convolutions alone: what normalisation sees of all times is left out
+        made.eval()
+        x = torch.zeros(1, 60, 3, device=device, requires_grad=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "group_norm", lambda h, groups: h)
+            (slope,) = torch.autograd.grad(made(x, torch.zeros(1, device=device))[0, 0].sum(), x)
+        reach.append(int(slope[0].abs().sum(-1).nonzero().max()))
+    assert reach[1] >= reach[0] + 10
+    with pytest.raises(ValueError, match="coarse"):
+        networks.TrajectoryUNet(coarse=-1)
+
+
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 @pytest.mark.parametrize("length", [3, 7, 60])
 def test_shapes(network, device, generator, batch, length):

@@ -69,6 +69,8 @@ class TrajectoryUNet(nn.Module):
         States that a convolution sees, odd.
     embedding : int
         Features of the noise level.
+    coarse : int
+        Further residual blocks at the coarsest resolution: cheap, and they reach far.
     """
 
     event = 2  # axes of one sample, see `Denoiser.event`
@@ -80,6 +82,7 @@ class TrajectoryUNet(nn.Module):
         blocks: int = 2,
         kernel: int = 5,
         embedding: int = 64,
+        coarse: int = 0,
     ) -> None:
         super().__init__()
         if not widths or any(w < GROUPS or w % GROUPS for w in widths):
@@ -92,18 +95,21 @@ class TrajectoryUNet(nn.Module):
             "blocks": checks.count("blocks", blocks),
             "kernel": kernel,
             "embedding": embedding,
+            "coarse": checks.count("coarse", coarse, 0),
         }
         self.embedding = NoiseEmbedding(embedding)
         self.first = nn.Conv1d(dim + POSITIONS, widths[0], kernel, padding=kernel // 2)
 
-        def level(width: int) -> nn.ModuleList:
-            return nn.ModuleList(UNetBlock(width, kernel, embedding) for _ in range(blocks))
+        def level(width: int, further: int = 0) -> nn.ModuleList:
+            number = blocks + further
+            return nn.ModuleList(UNetBlock(width, kernel, embedding) for _ in range(number))
 
         # lists of lists of blocks, which the type checker takes for plain modules
         self.down: Any
         self.up: Any
         pairs = list(pairwise(widths))
-        self.down = nn.ModuleList(level(width) for width in widths)
+        self.down = nn.ModuleList(level(width) for width in widths[:-1])
+        self.down.append(level(widths[-1], coarse))
         self.up = nn.ModuleList(level(width) for width in widths[:-1])
         self.coarsen = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in pairs)
         self.refine = nn.ModuleList(nn.Conv1d(b, a, 3, padding=1) for a, b in pairs)
