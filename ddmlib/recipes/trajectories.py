@@ -17,8 +17,10 @@ this difference was left.
 The links of the pendulum turn by up to eighty radians.  Their network sees sines and cosines of the
 angles, so that all turns look alike; full turns are counted afterwards, `unwound`.  Its law is lost
 at sigma/alpha between 1.5 and 8, where the energy is decided, which only a whole trajectory tells.
-So it has more blocks where resolution is coarsest, and those levels a share of their own: after
-1200 steps the excess of the error at 4.5 over that of the pool fell by a fifth for equal time.
+So it has more blocks where resolution is coarsest, and those levels have a share of their own.
+After 1200 steps without such a share, widths of 64, 64 and 128 without further blocks and of 48, 64
+and 96 with three had a mean squared error of the velocity at 4.5 of 0.111 and 0.088, as far as two
+pools of 65 536 trajectories tell it; the second took a quarter more time.
 
 The default budget is for two cores and an hour.  What it leaves wrong is mostly heights of spikes.
 The full budget is for a GPU: a network of two and a half times the products (the pendulum's stays
