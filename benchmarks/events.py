@@ -1,6 +1,8 @@
 """Events: simulated trajectories a second, and evaluations for trajectories given an event."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,42 @@ from benchmarks.timing import Row, alternate, compare, seconds
 from ddmlib import dynamics, ensembles, events, metrics, pretrained, sampling, schedules
 from ddmlib.denoisers import NetworkDenoiser
 
-NAME = "lorenz63-trajectories"
 STEPS = 1000  # Z23's
 BUDGETS = (10, 15, 20, 25, 30, 40, 50, 70, 100, 140, 200)
 BINS = 16  # of the histogram of C: few, as trajectories are
 CHUNK = 64
 PILOT, EXCESS, UNTIL = 256, 2, 1.0  # of steered samples
-EVENT = events.one_lobe()
+
+
+@dataclass(frozen=True)
+class Target:
+    """An event to sample: the weights' name, the simulation, and windows cut from a trajectory.
+
+    ``aim`` is the same event by a function for our guidance; ``burn_in`` is for trying the code.
+    """
+
+    name: str
+    event: events.Constraint
+    aim: events.Constraint
+    simulate: Callable[..., Tensor]
+    windows: int
+    burn_in: float
+
+
+def stretched(event: events.Constraint, level: float, scale: float) -> events.Constraint:
+    """Return an event C > 0 by asinh((C + level)/scale), which grows as the network's units do."""
+    edge = math.asinh(level / scale)
+    return events.Constraint(
+        lambda x: torch.asinh((event.function(x) + level) / scale) - edge, event.shape, event.name
+    )
+
+
+LOBE, SPIKE = events.one_lobe(), events.spike()
+LORENZ63 = Target("lorenz63-trajectories", LOBE, LOBE, ensembles.lorenz63, 100, 3.0)
+CELLS = Target(  # the threshold of a spike; knee and standard deviation of the units, times five
+    "fitzhugh-nagumo-trajectories", SPIKE, stretched(SPIKE, 2.5, 0.86), ensembles.fitzhugh_nagumo,
+    1, 150.0,
+)  # fmt: skip
 
 
 def throughput(small: bool) -> Row:
@@ -50,23 +81,24 @@ def throughput(small: bool) -> Row:
     )
 
 
-def simulated(number: int, small: bool) -> Tensor:
+def simulated(target: Target, number: int, small: bool) -> Tensor:
     """Return C of that many simulated trajectories in the event, windows of long ones."""
     found: list[Tensor] = []
-    settings: dict[str, Any] = {"burn_in": 3.0} if small else {}
-    n, windows = (512, 1) if small else (1024, 100)
+    settings: dict[str, Any] = {"burn_in": target.burn_in} if small else {}
+    windows = 1 if small else target.windows
+    n = 512 if small else 1024 * max(1, 8 // windows)
     while sum(len(c) for c in found) < number:
-        x = ensembles.lorenz63(n, 60 * windows, seed=20_000 + len(found), **settings)
-        c = EVENT.margin(x.unflatten(1, (windows, 60))).flatten()
+        x = target.simulate(n, 60 * windows, seed=20_000 + len(found), **settings)
+        c = target.event.margin(x.unflatten(1, (windows, 60))).flatten()
         found.append(c[c > 0])
     return torch.cat(found)[:number]
 
 
 class Judge:
-    """Scores C of generated trajectories by the share inside, and the distance of those inside."""
+    """Scores C of generated trajectories: the share inside, and the distance to simulated ones."""
 
-    def __init__(self, number: int, small: bool) -> None:
-        c = simulated(4 * number, small)
+    def __init__(self, target: Target, number: int, small: bool) -> None:
+        c = simulated(target, 4 * number, small)
         self.reference = c[: 3 * number]
         self.limits = 0.0, float(c.quantile(0.99))
         self.floor = self.distance(c[3 * number :])
@@ -82,53 +114,57 @@ class Judge:
         return {"inside": inside, "total_variation": self.distance(c) if inside else 1.0}
 
 
-def physical(denoiser: NetworkDenoiser) -> Callable[[Tensor], Tensor]:
-    """Return C of standardised trajectories."""
-    return lambda z: EVENT.value(denoiser.standardizer.inverse(z))
+Draw = Callable[[int, int], Tensor]  # of steps and a seed
 
 
-def theirs(denoiser: NetworkDenoiser, number: int, steps: int, seed: int = 0) -> Tensor:
-    """Return C of trajectories by Z23's recipe with the same network."""
-    found, generator = [], torch.Generator().manual_seed(seed)
-    for n in [CHUNK] * (number // CHUNK) + [number % CHUNK] * (number % CHUNK > 0):
-        z = z23.euler_maruyama(
-            denoiser.network, physical(denoiser), (n, *EVENT.shape), steps, denoiser.ratios,
-            generator,
-        )  # fmt: skip
-        found.append(physical(denoiser)(z))
-    return torch.cat(found)
+def draws(denoiser: NetworkDenoiser, target: Target, number: int) -> dict[str, Draw]:
+    """Return what draws C of trajectories given the event, in so many steps, by name.
 
+    "theirs" is Z23's recipe; "guided" the stochastic multistep rule with moment matching; "steered"
+    that with weights above sigma/alpha = 1.
+    """
 
-def guided(denoiser: NetworkDenoiser, number: int, steps: int, seed: int) -> Tensor:
-    """Return C of trajectories by the stochastic multistep rule and moment matching."""
-    z = sampling.sample(
-        events.EventGuidance(denoiser, EVENT),
-        (number, *EVENT.shape),
-        steps=steps,
-        method="multistep",
-        eta=1.0,
-        generator=torch.Generator().manual_seed(seed),
-        ratios=denoiser.ratios,
-        chunk=CHUNK,
-    )
-    return EVENT.margin(denoiser.standardizer.inverse(z))
+    def c_of(z: Tensor) -> Tensor:
+        return target.event.value(denoiser.standardizer.inverse(z))
 
+    def theirs(steps: int, seed: int) -> Tensor:
+        found, generator = [], torch.Generator().manual_seed(seed)
+        for n in [CHUNK] * (number // CHUNK) + [number % CHUNK] * (number % CHUNK > 0):
+            z = z23.euler_maruyama(
+                denoiser.network, c_of, (n, *target.event.shape), steps, denoiser.ratios, generator
+            )
+            found.append(c_of(z))
+        return torch.cat(found)
 
-def steered(denoiser: NetworkDenoiser, number: int, steps: int, seed: int) -> Tensor:
-    """Return C of trajectories that are weighted above sigma/alpha = 1, and guided below."""
-    z = events.twisted_samples(
-        denoiser,
-        EVENT,
-        number,
-        excess=EXCESS,
-        steps=steps,
-        pilot=PILOT,
-        until=UNTIL,
-        ratios=denoiser.ratios,
-        chunk=CHUNK,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return EVENT.margin(denoiser.standardizer.inverse(z))
+    def guided(steps: int, seed: int) -> Tensor:
+        z = sampling.sample(
+            events.EventGuidance(denoiser, target.aim),
+            (number, *target.event.shape),
+            steps=steps,
+            method="multistep",
+            eta=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            ratios=denoiser.ratios,
+            chunk=CHUNK,
+        )
+        return c_of(z)
+
+    def steered(steps: int, seed: int) -> Tensor:
+        z = events.twisted_samples(
+            denoiser,
+            target.aim,
+            number,
+            excess=EXCESS,
+            steps=steps,
+            pilot=PILOT,
+            until=UNTIL,
+            ratios=denoiser.ratios,
+            chunk=CHUNK,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return c_of(z)
+
+    return {"theirs": theirs, "guided": guided, "steered": steered}
 
 
 def evaluations_of_steered(denoiser: NetworkDenoiser, number: int, steps: int) -> int:
@@ -139,10 +175,11 @@ def evaluations_of_steered(denoiser: NetworkDenoiser, number: int, steps: int) -
     return -(-(PILOT * steps + number * (EXCESS * (above + 1) + steps - above)) // number)
 
 
-def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
+def equal_quality(denoiser: NetworkDenoiser, target: Target, number: int, small: bool) -> Row:
     """Find the fewest evaluations that are as often inside, and as near to simulation, as Z23's."""
-    steps, judge = (20 if small else STEPS), Judge(number, small)
-    base = judge.score(theirs(denoiser, number, steps))
+    steps, judge = (20 if small else STEPS), Judge(target, number, small)
+    draw = draws(denoiser, target, number)
+    base = judge.score(draw["theirs"](steps, 0))
     share = base["inside"] * (1 - base["inside"])
     least = base["inside"] - (share / number) ** 0.5
     most = base["total_variation"] + judge.noise
@@ -155,21 +192,18 @@ def equal_quality(denoiser: NetworkDenoiser, number: int, small: bool) -> Row:
     best: dict[str, Any] | None = None
     for tried_steps in BUDGETS:
         costs = evaluations_of_steered(denoiser, number, tried_steps)
-        for name, draw, evaluations in (
-            ("guided", guided, tried_steps),
-            ("steered", steered, costs),
-        ):
-            found = judge.score(draw(denoiser, number, tried_steps, 1))
+        for name, evaluations in (("guided", tried_steps), ("steered", costs)):
+            found = judge.score(draw[name](tried_steps, 1))
             tried = {"evaluations": evaluations, "steps": tried_steps, "guidance": name, **found}
             settings["tried"].append(tried)
             # a second, independent set must agree: many are tried, one may be lucky
-            if good(found) and good(judge.score(draw(denoiser, number, tried_steps, 2))):
+            if good(found) and good(judge.score(draw[name](tried_steps, 2))):
                 best = tried
                 break
         if best or small:
             break
     settings["found"] = best
-    quantity = "trajectories given an event, evaluations: Z23's Euler-Maruyama"
+    quantity = f"{target.name} given {target.event.name}, evaluations: Z23's"
     note = (
         f"{number} trajectories: baseline {base['inside']:.3f} inside, TV "
         f"{base['total_variation']:.3f}; floor {judge.floor:.3f} ± {judge.noise:.3f}"
@@ -191,7 +225,7 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
     """Time guided steps, the same number on both sides, products with the Jacobian included."""
     number, steps, repeats = (8, 3, 1) if small else (CHUNK, 10, 5)
     exploding = denoiser.with_schedule(schedules.VarianceExploding())
-    x = 3 * torch.randn(number, *EVENT.shape, generator=torch.Generator().manual_seed(0))
+    x = 3 * torch.randn(number, *LOBE.shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.full((number, 1, 1), 2.0)
     torch.testing.assert_close(
         z23.denoised(denoiser.network, x, sigma, denoiser.ratios),
@@ -199,7 +233,7 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
         rtol=1e-3,
         atol=1e-4,
     )
-    guidance = events.EventGuidance(denoiser, EVENT)
+    guidance = events.EventGuidance(denoiser, LOBE)
     grid = sampling.times_for(denoiser, STEPS, ratios=denoiser.ratios)[: steps + 1]
 
     def mine() -> Tensor:
@@ -209,7 +243,8 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
     def other() -> Tensor:
         g = torch.Generator().manual_seed(1)
         return z23.euler_maruyama(
-            denoiser.network, physical(denoiser), (number, *EVENT.shape), STEPS, denoiser.ratios, g,
+            denoiser.network, lambda z: LOBE.value(denoiser.standardizer.inverse(z)),
+            (number, *LOBE.shape), STEPS, denoiser.ratios, g,
             only=steps,
         )  # fmt: skip
 
@@ -223,22 +258,31 @@ def evaluation_time(denoiser: NetworkDenoiser, small: bool) -> Row:
     )
 
 
-def with_weights(folder: Path | None, quantity: str, row: Callable[[NetworkDenoiser], Row]) -> Row:
+def with_weights(
+    name: str, folder: Path | None, quantity: str, row: Callable[[NetworkDenoiser], Row]
+) -> Row:
     """Return the row that a network gives, or one that says which weights are missing."""
     try:
-        denoiser, _ = pretrained.load(NAME, "cpu", folder)
+        denoiser, _ = pretrained.load(name, "cpu", folder)
     except RuntimeError as error:
-        return Row(f"trajectories given an event, {quantity}", None, None, "", note=str(error))
+        return Row(f"{name} given an event, {quantity}", None, None, "", note=str(error))
     return row(denoiser)
 
 
 def rows(small: bool = False, folder: Path | None = None) -> Iterator[Row]:
     """Time what is timed; ``small`` only tries the code."""
     yield throughput(small)
-    yield with_weights(folder, "evaluations a second", lambda d: evaluation_time(d, small))
+    yield with_weights(
+        LORENZ63.name, folder, "evaluations a second", lambda d: evaluation_time(d, small)
+    )
 
 
 def counted(small: bool = False, folder: Path | None = None, number: int = 512) -> Iterator[Row]:
     """Count evaluations; nothing is timed, so the machine may be busy with something else."""
     number = 32 if small else number
-    yield with_weights(folder, "evaluations", lambda d: equal_quality(d, number, small))
+    for target in (CELLS, LORENZ63):
+
+        def row(denoiser: NetworkDenoiser, target: Target = target) -> Row:
+            return equal_quality(denoiser, target, number, small)
+
+        yield with_weights(target.name, folder, "evaluations", row)
