@@ -26,7 +26,8 @@ PILOT, EXCESS, UNTIL = 256, 2, 1.0  # of steered samples
 class Target:
     """An event to sample: the weights' name, the simulation, and windows cut from a trajectory.
 
-    ``aim`` is the same event by a function for our guidance; ``burn_in`` is for trying the code.
+    ``aim`` is the same event by the function that guidance follows, on both sides; ``burn_in`` is
+    for trying the code.
     """
 
     name: str
@@ -127,11 +128,19 @@ def draws(denoiser: NetworkDenoiser, target: Target, number: int) -> dict[str, D
     def c_of(z: Tensor) -> Tensor:
         return target.event.value(denoiser.standardizer.inverse(z))
 
+    def aim_of(z: Tensor) -> Tensor:
+        return target.aim.value(denoiser.standardizer.inverse(z))
+
     def theirs(steps: int, seed: int) -> Tensor:
         found, generator = [], torch.Generator().manual_seed(seed)
         for n in [CHUNK] * (number // CHUNK) + [number % CHUNK] * (number % CHUNK > 0):
             z = z23.euler_maruyama(
-                denoiser.network, c_of, (n, *target.event.shape), steps, denoiser.ratios, generator
+                denoiser.network,
+                aim_of,
+                (n, *target.event.shape),
+                steps,
+                denoiser.ratios,
+                generator,
             )
             found.append(c_of(z))
         return torch.cat(found)
