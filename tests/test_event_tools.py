@@ -123,3 +123,15 @@ def test_eight_bits_move_a_denoiser_by_less_than_a_fiftieth_of_the_noise():
         x_t = alpha * x_0 + sigma * eps
         ratio = float((exact(x_t, t) - rounded(x_t, t)).std()) / sigma
         assert 0 < ratio < 0.02, (t, ratio)
+
+
+def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_path, monkeypatch):
+    out = tmp_path / "event-samples.json"
+    for part, present in (("guided", {"guided"}), ("steered", {"guided", "steered"})):
+        arguments = ["double-pendulum", "--small", "--parts", part, "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments])
+        event_samples.main()
+        entry = results.load(out)["double-pendulum"]
+        assert set(event_samples.PARTS) & set(entry) == present
+        assert entry["command"].endswith(f"--parts {part}")
+        assert 0 <= entry[part]["inside"] <= 1

@@ -3,6 +3,7 @@
 python book/tools/event_samples.py lorenz63           # half an hour; with --bfloat16 half of it
 python book/tools/event_samples.py fitzhugh-nagumo
 python book/tools/event_samples.py double-pendulum
+python book/tools/event_samples.py double-pendulum --parts steered guided   # leaves the others out
 python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run
 
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
@@ -35,6 +36,7 @@ OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
+PARTS = ("steered", "twisted", "guided")
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
     parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
     parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
@@ -162,6 +165,7 @@ def main() -> None:
     event = above(case.event, -2.0) if small else case.event
     aim = for_guidance(system, EVENTS[system], -2.0 if small else AIM[system])
     flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
+    flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)
     made_with = {
         **weights(name, small),
         "samples": number,
@@ -187,7 +191,7 @@ def main() -> None:
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
     for part, draw in draws(denoiser, aim, number, sampler, pilot, excess).items():
-        if part not in entry:
+        if part in options.parts and part not in entry:
             x = denoiser.standardizer.inverse(draw()).cpu()
             keep(part, judge.score(states(system, x)))
 
