@@ -29,7 +29,7 @@ def noisy(device, generator, *shape):
     return torch.randn(*shape, generator=generator(1), dtype=torch.float64).to(device)
 
 
-def test_coarse_blocks_reach_from_end_to_end(device, generator):
+def test_coarse_blocks_reach_farther(device, generator):
     reach = []
     for coarse in (0, 3):
         torch.manual_seed(0)
