@@ -1,6 +1,5 @@
 """Events: simulated trajectories a second, and evaluations for trajectories given an event."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +37,10 @@ class Target:
     burn_in: float
 
 
-def stretched(event: events.Constraint, level: float, scale: float) -> events.Constraint:
-    """Return an event C > 0 by asinh((C + level)/scale), which grows as the network's units do."""
-    edge = math.asinh(level / scale)
-    return events.Constraint(
-        lambda x: torch.asinh((event.function(x) + level) / scale) - edge, event.shape, event.name
-    )
-
-
 LOBE, SPIKE = events.one_lobe(), events.spike()
 LORENZ63 = Target("lorenz63-trajectories", LOBE, LOBE, ensembles.lorenz63, 100, 3.0)
 CELLS = Target(  # the threshold of a spike; knee and standard deviation of the units, times five
-    "fitzhugh-nagumo-trajectories", SPIKE, stretched(SPIKE, 2.5, 0.86), ensembles.fitzhugh_nagumo,
+    "fitzhugh-nagumo-trajectories", SPIKE, SPIKE.stretched(2.5, 0.86), ensembles.fitzhugh_nagumo,
     1, 150.0,
 )  # fmt: skip
 

@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("name")
         command.add_argument("--device", help="cpu or cuda; default: cuda when there is one")
         command.add_argument("--folder", type=Path, help="where the weights lie (default: package)")
-    train.add_argument("--budget", default="default", choices=(*recipes.BUDGETS, "more"))
+    train.add_argument(
+        "--budget", default="default", choices=(*recipes.BUDGETS, *recipes.CONTINUED)
+    )
     train.add_argument("--steps", type=int, help="of the optimiser (default: the budget's)")
     train.add_argument("--compile", action="store_true", help="fuse operations; needs a compiler")
     train.add_argument(

@@ -17,7 +17,7 @@ from torch import nn
 
 from ddmlib import checks, datasets, networks, schedules, tails, training
 from ddmlib.denoisers import NetworkDenoiser
-from ddmlib.recipes import RECIPES, Recipe
+from ddmlib.recipes import CONTINUED, RECIPES, Recipe
 
 WEIGHTS = Path(str(resources.files("ddmlib") / "weights"))
 
@@ -116,8 +116,8 @@ def train(
         One of `names`.
     budget : str
         "default" (an hour of two cores at most), "full" (the paper's scale, for a GPU) or "smoke"
-        (seconds, for tests).  The card of a shipped file says which made it.  Some have "more",
-        which goes on from the weights that are there.
+        (seconds, for tests).  The card of a shipped file says which made it.  Some have "more"
+        and "further", which go on from the weights that are there.
     steps : int, optional
         Of the optimiser; default: the budget's.
     compiled : bool
@@ -138,7 +138,7 @@ def train(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or WEIGHTS
     before = None
-    if budget == "more":
+    if budget in CONTINUED:
         module, before = load(name, device, folder)
         module.train().requires_grad_()
         model = before["model"]

@@ -26,7 +26,7 @@ def test_numbers_that_json_does_not_know_become_none():
 def test_an_event_above_a_threshold_is_the_same_function_lowered():
     event = events.spike()
     x = torch.randn(20, *event.shape, generator=torch.Generator().manual_seed(0))
-    raised = event_samples.above(event, 1.5)
+    raised = event.above(1.5)
     torch.testing.assert_close(raised.margin(x), event.margin(x) - 1.5)
 
 

@@ -180,7 +180,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_weights_loses_nothing(smoke,
 @pytest.mark.parametrize("name", pretrained.names())
 def test_every_recipe_builds_a_denoiser_or_network(name):
     recipe = recipes.RECIPES[name]
-    assert set(recipe.budgets) - {"more"} == set(recipes.BUDGETS)
+    assert set(recipe.budgets) - set(recipes.CONTINUED) == set(recipes.BUDGETS)
     assert pretrained.build(recipe.model_for("full")) is not None
     model = json.loads(json.dumps(recipe.model))  # as a card stores it
     module = pretrained.build(model)
@@ -266,7 +266,7 @@ def test_more_goes_on_from_the_weights_that_are_there(tmp_path, monkeypatch):
     assert card["training"]["far"] == {"tail": 0.05, "share": 0.5}
     assert card["training"]["before"]["steps"] == first["training"]["steps"]
     assert card["model"] == first["model"]
-    with pytest.raises(ValueError, match="budget must be one of default, full, more, smoke"):
+    with pytest.raises(ValueError, match="budget must be one of default, full, further, more, smoke"):
         pretrained.train(name, budget="huge", **settings)
     with pytest.raises(ValueError, match="budget must be one of"):
         pretrained.train(MAIN, budget="more", **settings)

@@ -18,7 +18,6 @@ with these settings and weights are kept.
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +39,7 @@ PARTS = ("steered", "twisted", "guided")
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
-EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 2, "double-pendulum": 2}
+EXCESS = {"lorenz63": 16, "fitzhugh-nagumo": 8, "double-pendulum": 8}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # C + level is a maximum of means of states; scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
@@ -49,26 +48,12 @@ STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
 AIM = {"lorenz63": 0.0, "fitzhugh-nagumo": 0.0, "double-pendulum": 0.02}
 
 
-def above(event: events.Constraint, c: float) -> events.Constraint:
-    """Return the event that the function of another one exceeds c."""
-    return events.Constraint(lambda x: event.function(x) - c, event.shape, event.name)
-
-
 def for_guidance(system: str, event: events.Constraint, c: float = 0.0) -> events.Constraint:
-    """Return the event C > c with a function that grows evenly in the network's units.
-
-    Guidance follows the slope of C in those units.  That of a spike grows severalfold along asinh
-    units, so a step that is to reach the event from far below goes far beyond it.
-    """
+    """Return the event C > c with a function that grows evenly in the network's units."""
     if system not in STRETCHED:
-        return above(event, c)
+        return event.above(c)
     level, scale = STRETCHED[system]
-    edge = math.asinh((level + c) / scale)
-
-    def function(x: Tensor) -> Tensor:
-        return torch.asinh((event.function(x) + level) / scale) - edge
-
-    return events.Constraint(function, event.shape, event.name)
+    return event.above(c).stretched(level + c, scale)
 
 
 def simulated(
@@ -162,7 +147,7 @@ def main() -> None:
     number, pilot, excess = (16, 16, 2) if small else (options.number, PILOT, EXCESS[system])
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
-    event = above(case.event, -2.0) if small else case.event
+    event = case.event.above(-2.0) if small else case.event
     aim = for_guidance(system, EVENTS[system], -2.0 if small else AIM[system])
     flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
     flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)

@@ -8,7 +8,8 @@ The truth is that of brute_force.py, which comes first: thresholds are chosen wh
 P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with the same steps, is
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
 importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
-Where an estimate is repeated, one pilot serves five repetitions.
+Estimates of Lorenz 63 are repeated where P is nearest to 1e-3, and to 1e-4, which takes a count of
+millions to judge; one pilot serves five repetitions.
 Results go to book/results/events-scan.json after every estimate; the same command goes on from
 there, unless weights or settings are others.  Whoever changes guidance deletes the entry first.
 """
@@ -32,8 +33,9 @@ from ddmlib.events import odds, paths
 
 OUT = results.FOLDER / "events-scan.json"
 TARGETS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-REPEATED = 1e-3  # where an estimate is repeated, of Lorenz 63 alone
+REPEATED = {"repetitions": 1e-3, "rare": 1e-4}  # where an estimate is repeated
 REPETITIONS = {"lorenz63": 20, "fitzhugh-nagumo": 0}
+REPETITION_SEEDS = {"repetitions": 70_000, "rare": 90_000}
 SHARED = 5  # repetitions that one pilot serves
 PUBLISHED = {"lorenz63": 5, "fitzhugh-nagumo": 5}  # runs of Z23's estimator
 # system: weights, and the thresholds' targets; the event itself is always there
@@ -91,12 +93,15 @@ class Scan:
         self.thresholds: list[float] = known["thresholds"]
         self.chosen, self.methods, self.on = chosen(known, targets), METHODS, SAMPLERS[system]
         p = [count / known["number"] for count in known["counts"]]
-        self.repeated = min(
-            self.chosen,
-            key=lambda c: abs(math.log(max(p[self.thresholds.index(c)], 1e-12) / REPEATED)),
-        )
+        self.repeated = {
+            part: min(
+                self.chosen,
+                key=lambda c: abs(math.log(max(p[self.thresholds.index(c)], 1e-12) / target)),
+            )
+            for part, target in REPEATED.items()
+        }
         if small:
-            self.chosen, self.repeated = [-2.0, -1.5], -2.0
+            self.chosen, self.repeated = [-2.0, -1.5], {"repetitions": -2.0, "rare": -1.5}
             self.methods, self.on = SMALL, self.on | {"steps": 4}
 
     def wanted(self) -> list[tuple[str, float]]:
@@ -166,7 +171,8 @@ def main() -> None:
         "chosen": scan.chosen,
         "repeated": scan.repeated,
     }
-    nothing: dict[str, Any] = {"scan": [], "gap": [], "repetitions": [], "published": []}
+    nothing: dict[str, Any] = {"scan": [], "gap": [], "published": []}
+    nothing |= {part: [] for part in REPEATED}
     entry = nothing | results.entry(options.out, options.system, made_with)
 
     def keep(part: str, value: Any) -> None:
@@ -180,12 +186,13 @@ def main() -> None:
     for c in scan.chosen[len(entry["gap"]) :]:
         keep("gap", scan.gap(c, 60_000))
     repetitions = 2 if options.small else REPETITIONS[options.system]
-    guidance, cost = None, 0
-    for k in range(len(entry["repetitions"]), repetitions):
-        if guidance is None or k % SHARED == 0:
-            guidance, cost = scan.prepared(scan.repeated, 75_000 + k // SHARED)
-        found = scan.estimate("smc", scan.repeated, 70_000 + k, guidance=guidance)
-        keep("repetitions", found | {"pilot": k // SHARED, "pilot_evaluations": cost})
+    for part, c in scan.repeated.items():
+        guidance, cost, seed = None, 0, REPETITION_SEEDS[part]
+        for k in range(len(entry[part]), repetitions):
+            if guidance is None or k % SHARED == 0:
+                guidance, cost = scan.prepared(c, seed + 5000 + k // SHARED)
+            found = scan.estimate("smc", c, seed + k, guidance=guidance)
+            keep(part, found | {"pilot": k // SHARED, "pilot_evaluations": cost})
     published = 1 if options.small else PUBLISHED[options.system]
     for k in range(len(entry["published"]), published):
         keep("published", scan.estimate("likelihood-ratio", 0.0, 80_000 + k))

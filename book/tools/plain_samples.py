@@ -52,8 +52,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
+DRAWN = {"cpu": 1, "cuda": 16}  # chunks drawn from one seed, on the device
 TOGETHER = {"cpu": 256, "cuda": 4096}  # trajectories denoised at once
-AT_ONCE = {"cpu": 2**12, "cuda": 2**18}  # trajectories simulated at once
+AT_ONCE = {"cpu": 2**12, "cuda": 2**22}  # trajectories simulated at once
 BINS = 128
 FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
 
@@ -140,17 +141,19 @@ def run(
     quantiles = torch.tensor([0.001, 0.999], dtype=torch.float64)
     low, high = entry.get("limits") or torch.quantile(c.double()[: 2**20], quantiles).tolist()
     ours, theirs = (cells(half, (low, high)) for half in c.chunk(2))
+    device = denoiser.device
     while entry["chunks"] < chunks:
+        drawn = min(DRAWN[device.type], chunks - entry["chunks"])
         z = sampling.sample(
-            denoiser, (chunk, *event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
-            eta=1.0, chunk=TOGETHER[denoiser.device.type],
-            generator=torch.Generator().manual_seed(FIRST_SEED + entry["chunks"]),
+            denoiser, (drawn * chunk, *event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
+            eta=1.0, chunk=TOGETHER[device.type],
+            generator=torch.Generator(device).manual_seed(FIRST_SEED + entry["chunks"]),
         )  # fmt: skip
         margins = event.margin(denoiser.standardizer.inverse(z)).cpu()
         above = [int((margins > float(v)).sum()) for v in at]
         entry["counts"] = [a + b for a, b in zip(entry["counts"], above, strict=True)]
         held = torch.tensor(entry["cells"]) + cells(margins, (low, high))
-        entry["chunks"] += 1
+        entry["chunks"] += drawn
         entry |= results.made(f"python book/tools/plain_samples.py {name}{flags}") | {
             "samples": entry["chunks"] * chunk,
             "limits": [low, high],

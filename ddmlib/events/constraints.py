@@ -177,6 +177,30 @@ class Constraint(_Scalar):
         """
         return Constraint(lambda y: self.value(states(y)), shape, self.name)
 
+    def above(self, c: float) -> "Constraint":
+        """Return the event C(x) > c, as that of the function C - c."""
+        return Constraint(lambda x: self.value(x) - c, self.shape, self.name)
+
+    def stretched(self, level: float, scale: float) -> "Constraint":
+        """Return the same event by the function asinh((C + level)/scale) - asinh(level/scale).
+
+        Guidance follows the slope of a function in the network's units.  Where those are stretched,
+        `tails.AsinhStandardizer`, C grows severalfold along them, so that a step which is to reach
+        the event from far below goes far beyond it; this function grows evenly.
+
+        Parameters
+        ----------
+        level : float
+            C + level is a state's component, or a mean or maximum of some.
+        scale : float
+            Positive: knee · std of its units, in those of C.
+        """
+        checks.positive("scale", scale)
+        edge = math.asinh(level / scale)
+        return Constraint(
+            lambda x: torch.asinh((self.value(x) + level) / scale) - edge, self.shape, self.name
+        )
+
     def log_mass(self, c: Tensor, variance: Tensor) -> Tensor:
         """Return log Φ(c/s), the log-probability of C > 0 for C ~ N(c, s²)."""
         return torch.special.log_ndtr(c / variance.clamp(min=SMALLEST).sqrt())

@@ -6,7 +6,7 @@ three systems, on which events are defined, after Z23 (Finzi et al. 2023).
 """
 
 from . import lorenz63, noisy_lorenz63, trajectories
-from .common import BUDGETS, CHUNK, Recipe
+from .common import BUDGETS, CHUNK, CONTINUED, Recipe
 from .lorenz63 import (
     measure_increments,
     measure_states,
@@ -21,6 +21,7 @@ RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES | traject
 __all__ = [
     "BUDGETS",
     "CHUNK",
+    "CONTINUED",
     "RECIPES",
     "Recipe",
     "measure_chain",
