@@ -9,7 +9,7 @@ python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: on
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
-weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
+weighted to the end, and each is picked from several paths.  Of the first two nothing is rejected or projected.  Where states are stretched
 by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
 cosines; what is judged are angles.  The floors are those of other simulated trajectories of the
 same number.  Results go to book/results/event-samples.json after every part; parts that were made
@@ -26,7 +26,17 @@ from typing import Any
 import results
 import torch
 from brute_force import CASES, Case
-from plain_samples import BINS, EVENTS, SAMPLERS, TOGETHER, network, states, weights
+from plain_samples import (
+    BINS,
+    EVENTS,
+    SAMPLERS,
+    TOGETHER,
+    as_flag,
+    network,
+    offer_bfloat16,
+    states,
+    weights,
+)
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
@@ -135,7 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
-    parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
+    parser.add_argument("--excess", type=int, help="weighted paths for each sample")
+    offer_bfloat16(parser)
     parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -144,12 +155,14 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()
     name, case = f"{system}-trajectories", CASES[system]
-    number, pilot, excess = (16, 16, 2) if small else (options.number, PILOT, EXCESS[system])
+    number, pilot = (16, 16) if small else (options.number, PILOT)
+    excess = options.excess or (2 if small else EXCESS[system])
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = case.event.above(-2.0) if small else case.event
     aim = for_guidance(system, EVENTS[system], -2.0 if small else AIM[system])
-    flags = " --bfloat16" * options.bfloat16 + f" --number {number}" * (number != NUMBER)
+    flags = as_flag(options.bfloat16) + f" --number {number}" * (number != NUMBER)
+    flags += f" --excess {options.excess}" * bool(options.excess)
     flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)
     made_with = {
         **weights(name, small),
@@ -158,7 +171,6 @@ def main() -> None:
         **sampler,
         "bins": BINS,
         "pilot": pilot,
-        "excess": excess,
         "until": UNTIL,
         **({"aim": AIM[system]} if AIM[system] else {}),
     }
@@ -178,7 +190,8 @@ def main() -> None:
     for part, draw in draws(denoiser, aim, number, sampler, pilot, excess).items():
         if part in options.parts and part not in entry:
             x = denoiser.standardizer.inverse(draw()).cpu()
-            keep(part, judge.score(states(system, x)))
+            score = judge.score(states(system, x))
+            keep(part, score if part == "guided" else score | {"excess": excess})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import brute_force
 import results
 import torch
 from event_samples import for_guidance
-from plain_samples import SAMPLERS, TOGETHER, network, weights
+from plain_samples import SAMPLERS, TOGETHER, as_flag, network, offer_bfloat16, weights
 
 from ddmlib import events, sampling
 from ddmlib.events import odds, paths
@@ -82,7 +82,7 @@ def chosen(truth: dict[str, Any], targets: tuple[float, ...] = TARGETS) -> list[
 class Scan:
     """One system: its network, its event, and what the estimators find."""
 
-    def __init__(self, system: str, small: bool, bfloat16: bool, truth: Path) -> None:
+    def __init__(self, system: str, small: bool, bfloat16: float | None, truth: Path) -> None:
         name, targets = SYSTEMS[system]
         self.system, self.event = system, brute_force.CASES[system].event
         self.denoiser = network(name, small, bfloat16)
@@ -156,13 +156,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--small", action="store_true", help="untrained, tiny: only to run it")
-    parser.add_argument("--bfloat16", action="store_true", help="see plain_samples.py")
+    offer_bfloat16(parser)
     parser.add_argument("--truth", type=Path, default=brute_force.OUT)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
-    start, flags = time.perf_counter(), " --bfloat16" * options.bfloat16
+    start, flags = time.perf_counter(), as_flag(options.bfloat16)
     scan = Scan(options.system, options.small, options.bfloat16, options.truth)
     made_with = {
         **weights(SYSTEMS[options.system][0], options.small),
