@@ -9,7 +9,7 @@ python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: on
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
-weighted to the end, and each is picked from several paths.  Of the first two nothing is rejected or projected.  Where states are stretched
+weighted to the end.  Of the first two nothing is rejected or projected.  Where states are stretched
 by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
 cosines; what is judged are angles.  The floors are those of other simulated trajectories of the
 same number.  Results go to book/results/event-samples.json after every part; parts that were made
