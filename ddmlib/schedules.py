@@ -15,6 +15,7 @@ R23 (Rozet & Louppe 2023): `CosineSquared`.  Z23 (Finzi et al. 2023): `VarianceE
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -148,6 +149,31 @@ class LogLinear(Schedule):
         ratio = self.ratio_min * torch.exp(t * math.log(self.ratio_max / self.ratio_min))
         alpha = 1 / torch.sqrt(1 + ratio**2)
         return alpha, ratio * alpha
+
+    def focused(self, t: Tensor, between: Sequence[float], share: float) -> Tensor:
+        """Return pseudo-times of which a share lies evenly between two noise levels, in order.
+
+        The others stay even over all levels.  The best answer at one level does not depend on how
+        often another is seen, so this changes what is learnt first, not what is learnt.
+
+        Parameters
+        ----------
+        t : Tensor
+            Even in [0, 1].
+        between : pair of float
+            Least and largest sigma/alpha of those that have the share.
+        share : float
+            At least 0 and less than 1.
+        """
+        span = math.log(self.ratio_max / self.ratio_min)
+        low, high = (math.log(r / self.ratio_min) / span for r in between)
+        if not (0 <= low < high <= 1 and 0 <= share < 1):
+            raise ValueError(f"between and share must lie in the range, got {between}, {share}")
+        levels = torch.tensor([0.0, low, high, 1.0]).to(t)
+        ends = (1 - share) * levels + share * torch.tensor([0.0, 0.0, 1.0, 1.0]).to(t)
+        k = torch.bucketize(t, ends[1:-1])
+        within = (t - ends[k]) / (ends[k + 1] - ends[k]).clamp(min=1e-9)  # a part may be empty
+        return torch.lerp(levels[k], levels[k + 1], within)
 
 
 class CosineSquared(Schedule):

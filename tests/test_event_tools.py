@@ -93,6 +93,17 @@ def test_counts_of_plain_samples_go_on_from_where_they_were(tmp_path):
     assert at_once["counts"][0] > at_once["counts"][-1]
 
 
+def test_plain_samples_are_drawn_as_many_at_a_time_as_the_device_takes(tmp_path, monkeypatch):
+    name = "fitzhugh-nagumo-trajectories"
+    monkeypatch.setitem(plain_samples.DRAWN, plain_samples.untrained(name).device.type, 3)
+    network = plain_samples.untrained(name)
+    found = [
+        (entry["chunks"], entry["samples"], sum(entry["cells"]))
+        for entry in plain_samples.run(name, network, 4, 8, tmp_path / "a.json")
+    ]
+    assert found == [(3, 24, 24), (4, 32, 32)]
+
+
 def test_results_of_other_weights_or_settings_are_not_gone_on_with(tmp_path):
     path = tmp_path / "a.json"
     made_with = {"sha256": "1", "ratios": (0.01, 80.0)}
@@ -114,7 +125,7 @@ def test_histograms_of_counts_have_the_distance_of_their_samples():
 
 def test_eight_bits_move_a_denoiser_by_less_than_a_fiftieth_of_the_noise():
     exact, rounded = (
-        plain_samples.network("lorenz63-trajectories", bfloat16=flag) for flag in (False, True)
+        plain_samples.network("lorenz63-trajectories", bfloat16=flag) for flag in (None, 0.0)
     )
     x_0 = exact.standardizer(ensembles.lorenz63(16, burn_in=10.0, seed=1))
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
@@ -123,6 +134,22 @@ def test_eight_bits_move_a_denoiser_by_less_than_a_fiftieth_of_the_noise():
         x_t = alpha * x_0 + sigma * eps
         ratio = float((exact(x_t, t) - rounded(x_t, t)).std()) / sigma
         assert 0 < ratio < 0.02, (t, ratio)
+
+
+def test_eight_bits_end_at_a_noise_level_where_asked_to():
+    exact, partly, rounded = (
+        plain_samples.network("fitzhugh-nagumo-trajectories", bfloat16=flag)
+        for flag in (None, 0.3, 0.0)
+    )
+    x = torch.randn(4, 60, 4, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 1)
+    for ratio, same, other in ((0.29, exact, rounded), (0.31, rounded, exact)):
+        found = partly.denoise(x, one, ratio * one)
+        assert torch.equal(found, same.denoise(x, one, ratio * one))
+        assert not torch.equal(found, other.denoise(x, one, ratio * one))
+    assert [plain_samples.as_flag(v) for v in (None, 0.0, 0.3)] == [
+        "", " --bfloat16", " --bfloat16 0.3"
+    ]  # fmt: skip
 
 
 def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_path, monkeypatch):
@@ -135,3 +162,5 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_pat
         assert set(event_samples.PARTS) & set(entry) == present
         assert entry["command"].endswith(f"--parts {part}")
         assert 0 <= entry[part]["inside"] <= 1
+    assert entry["steered"]["excess"] == 2
+    assert "excess" not in entry["guided"]

@@ -888,3 +888,23 @@ def test_an_event_of_other_variables_is_the_same_event(generator):
     halves.check_gradient(y)
     with pytest.raises(ValueError, match="over the top"):
         event.through(lambda y: y, (60, 5))
+
+
+def test_a_stretched_event_is_the_same_event_and_grows_evenly_in_asinh_units(generator):
+    event, scale = events.spike(), 0.86
+    x = torch.randn(200, 60, 4, generator=generator())
+    for c in (0.0, 0.7):
+        aim = event.above(c).stretched(2.5 + c, scale)
+        assert torch.equal(aim.holds(x), event.margin(x) > c)
+        assert 0 < int(aim.holds(x).sum()) < 200
+        aim.check_gradient(x)
+    assert aim.shape == event.shape
+    assert aim.name == event.name
+    # heights that are even in asinh units are so in the function, however tall
+    z = torch.linspace(0.1, 4.0, 9)
+    cells = torch.zeros(9, 60, 4)
+    cells[:, 30, 0] = cells[:, 30, 1] = scale / 5 * torch.sinh(z)
+    found = event.stretched(2.5, scale).margin(cells)
+    torch.testing.assert_close(found, z - math.asinh(2.5 / scale), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        event.stretched(2.5, 0.0)

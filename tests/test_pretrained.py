@@ -242,34 +242,36 @@ def test_observations_of_the_training_with_levels():
     assert {1, 2, 4, 8, 16} <= set(gaps)
 
 
-def test_more_goes_on_from_the_weights_that_are_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("budget", recipes.CONTINUED)
+def test_training_goes_on_from_the_weights_that_are_there(budget, tmp_path, monkeypatch):
     name, system = "fitzhugh-nagumo-trajectories", "fitzhugh-nagumo"
     make = functools.partial(recipes.trajectories.ENSEMBLES[system], burn_in=6.0)
     monkeypatch.setitem(recipes.trajectories.ENSEMBLES, system, make)
     settings = {"device": "cpu", "folder": tmp_path}
     with pytest.raises(RuntimeError, match="is not there; train it"):
-        pretrained.train(name, budget="more", **settings)
+        pretrained.train(name, budget=budget, **settings)
     first = pretrained.train(name, budget="smoke", **settings)
     started = training.load_tensors(tmp_path / f"{name}.safetensors")[0]
     quick = {"trajectories": 64, "batch": 8, "groups": 4, "pool": 16, "lr": 1e-7, "kernel_lr": 1e-7}
-    monkeypatch.setitem(
-        recipes.RECIPES[name].budgets, "more", recipes.RECIPES[name].budgets["more"] | quick
-    )
-    card = pretrained.train(name, budget="more", steps=3, **settings)
+    known = recipes.RECIPES[name].budgets
+    monkeypatch.setitem(known, budget, known[budget] | quick)
+    card = pretrained.train(name, budget=budget, steps=3, **settings)
     ended = training.load_tensors(tmp_path / f"{name}.safetensors")[0]
     assert all(torch.allclose(started[k], ended[k], atol=2e-3) for k in started)
     assert any(not torch.equal(started[k], ended[k]) for k in started)
     assert card["command"] == f"{first['command']} && python -m ddmlib train {name} " + (
-        "--budget more --steps 3"
+        f"--budget {budget} --steps 3"
     )
     assert card["training"]["steps"] == 3
     assert card["training"]["far"] == {"tail": 0.05, "share": 0.5}
     assert card["training"]["before"]["steps"] == first["training"]["steps"]
     assert card["model"] == first["model"]
-    with pytest.raises(ValueError, match="budget must be one of default, full, further, more, smoke"):
+    with pytest.raises(
+        ValueError, match="budget must be one of default, full, further, more, smoke"
+    ):
         pretrained.train(name, budget="huge", **settings)
     with pytest.raises(ValueError, match="budget must be one of"):
-        pretrained.train(MAIN, budget="more", **settings)
+        pretrained.train(MAIN, budget=budget, **settings)
 
 
 def test_the_network_is_compiled_when_asked_for(tmp_path, monkeypatch):
@@ -301,25 +303,6 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     brief = pretrained.measure(name, 16, device="cpu", folder=tmp_path, brief=True)
     assert brief.items() < found.items()
     recipes.trajectories.reference.cache_clear()
-
-
-@pytest.mark.parametrize("between", [(1.5, 8.0), (0.01, 8.0), (1.5, 100.0)])
-def test_a_focus_gives_some_noise_levels_their_share_and_the_others_stay_even(between):
-    t = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-    focused = recipes.trajectories.focused(t, (0.01, 100.0), between, 0.4)
-    assert (focused.diff() >= 0).all()
-    assert (float(focused[0]), float(focused[-1])) == (0.0, 1.0)
-    ratio = 0.01 * 10_000**focused
-    inside = (ratio > between[0]) & (ratio < between[1])
-    low, high = (math.log(r / 0.01) / math.log(10_000) for r in between)
-    assert float(inside.double().mean()) == pytest.approx(0.4 + 0.6 * (high - low), abs=1e-4)
-    for part, width in ((inside, 0.4 + 0.6 * (high - low)), (focused > high, 0.6 * (1 - high))):
-        if part.any():  # even within: as many in its first half as in its second
-            middle = (focused[part].min() + focused[part].max()) / 2
-            first = float((part & (focused < middle)).double().mean())
-            assert first == pytest.approx(width / 2, abs=1e-4)
-    with pytest.raises(ValueError, match="between and share must lie in the range"):
-        recipes.trajectories.focused(t, (0.01, 100.0), (8.0, 1.5), 0.4)
 
 
 def test_eight_bits_change_a_training_loss_by_next_to_nothing(monkeypatch):

@@ -184,3 +184,22 @@ def test_log_linear_is_uniform_in_the_logarithm_of_the_ratio(device):
 def test_bad_settings_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("between", [(1.5, 8.0), (0.01, 8.0), (1.5, 100.0)])
+def test_a_focus_gives_some_noise_levels_their_share_and_the_others_stay_even(between):
+    t = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    focused = schedules.LogLinear(0.01, 100.0).focused(t, between, 0.4)
+    assert (focused.diff() >= 0).all()
+    assert (float(focused[0]), float(focused[-1])) == (0.0, 1.0)
+    ratio = 0.01 * 10_000**focused
+    inside = (ratio > between[0]) & (ratio < between[1])
+    low, high = (math.log(r / 0.01) / math.log(10_000) for r in between)
+    assert float(inside.double().mean()) == pytest.approx(0.4 + 0.6 * (high - low), abs=1e-4)
+    for part, width in ((inside, 0.4 + 0.6 * (high - low)), (focused > high, 0.6 * (1 - high))):
+        if part.any():  # even within: as many in its first half as in its second
+            middle = (focused[part].min() + focused[part].max()) / 2
+            first = float((part & (focused < middle)).double().mean())
+            assert first == pytest.approx(width / 2, abs=1e-4)
+    with pytest.raises(ValueError, match="between and share must lie in the range"):
+        schedules.LogLinear(0.01, 100.0).focused(t, (8.0, 1.5), 0.4)
