@@ -144,3 +144,18 @@ def test_bad_settings_are_refused(settings, words):
 def test_bad_shapes_are_refused(network, device, shape):
     with pytest.raises(ValueError, match=r"x must have shape \(\*batch, length, 3\)"):
         network(torch.zeros(*shape, dtype=torch.float64, device=device), torch.zeros(1))
+
+
+def test_the_first_layer_keeps_all_digits_whatever_the_others_do(network, device):
+    network = network.float()
+    x, level = 6 + 0.01 * torch.randn(2, 20, 3, device=device), torch.zeros((), device=device)
+    seen = []
+    network.first.register_forward_hook(lambda module, given, out: seen.append((*given, out)))
+    network.features(x, level)
+    with torch.autocast(device.type, torch.bfloat16):
+        rounded = network.features(x, level)
+        exact = network.double().features(x.double(), level.double())
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert rounded.dtype == torch.bfloat16  # the others do multiply with eight bits
+    assert exact.dtype == torch.float64  # of which autocast knows nothing

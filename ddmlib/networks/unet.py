@@ -9,6 +9,9 @@ The noise level enters every block by FiLM, as in `ResidualMLP`, and as one numb
 trajectory, log(sigma/alpha).  The place in the trajectory enters as further input channels, because
 an ensemble need not be stationary: the double pendulum starts from given angles.  A trajectory of
 any length is taken, but only the length seen in training gives sensible results.
+
+The first layer never multiplies with eight bits, `torch.autocast` or not: a state that is large
+would be rounded by more than the noise that the network is to see.
 """
 
 import math
@@ -136,7 +139,12 @@ class TrajectoryUNet(nn.Module):
         orders = torch.arange(1, POSITIONS + 1, dtype=x.dtype, device=x.device)
         place = torch.cos(orders[:, None] * place)
         rows = x.reshape(-1, length, dim).mT
-        h = self.first(torch.cat((rows, place.expand(len(rows), -1, -1)), dim=1))
+        rows = torch.cat((rows, place.expand(len(rows), -1, -1)), dim=1)
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False):
+            h = self.first(rows.to(self.first.weight.dtype))
+        if h.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+            h = h.to(torch.get_autocast_dtype(kind))
         skips = []
         for k, blocks in enumerate(self.down):
             if k:
