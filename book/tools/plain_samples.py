@@ -16,8 +16,8 @@ With --bfloat16, here and in the other tools of the chapters on events, the netw
 eight bits, which takes half the time on processors that know such numbers.  It moves x̂ by half a
 per cent of the noise, or one per cent at low noise; how far it moves P(E) is seen by running a few
 chunks with and without it.  Networks that were trained with more bits, those of the cells and the
-pendulum, lose by it where the noise is as small as the rounding of states: with --bfloat16 0.3 they
-have eight bits only where sigma/alpha is larger than that.
+pendulum, lose a tenth by it at the lowest noise: with --bfloat16 0.03 they have eight bits only
+where sigma/alpha is larger than that.
 """
 
 import argparse
