@@ -1,8 +1,8 @@
 """Generated trajectories given an event against simulated ones; for chapter 09.
 
 python book/tools/event_samples.py lorenz63           # half an hour; with --bfloat16 half of it
-python book/tools/event_samples.py fitzhugh-nagumo
-python book/tools/event_samples.py double-pendulum
+python book/tools/event_samples.py fitzhugh-nagumo    # minutes of a GPU, hours of a CPU
+python book/tools/event_samples.py double-pendulum    # the same; half an hour with --excess 2
 python book/tools/event_samples.py double-pendulum --parts steered guided   # leaves the others out
 python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: only to see it run
 
@@ -49,7 +49,7 @@ PARTS = ("steered", "twisted", "guided")
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
-EXCESS = {"lorenz63": 16, "fitzhugh-nagumo": 8, "double-pendulum": 8}
+EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 8, "double-pendulum": 8}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # C + level is a maximum of means of states; scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
