@@ -10,8 +10,8 @@ trajectory, log(sigma/alpha).  The place in the trajectory enters as further inp
 an ensemble need not be stationary: the double pendulum starts from given angles.  A trajectory of
 any length is taken, but only the length seen in training gives sensible results.
 
-The first layer never multiplies with eight bits, `torch.autocast` or not: a state that is large
-would be rounded by more than the noise that the network is to see.
+The first layer never multiplies with eight bits, `torch.autocast` or not: where states are large
+and noise is small, that would round away what the network is to see.
 """
 
 import math

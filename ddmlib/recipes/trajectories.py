@@ -37,8 +37,8 @@ middle noise was half as far from the least that was seen as by AdamW.  With ``b
 network multiplies with eight bits in training: the loss of noise levels above 0.05 is the same to a
 per cent, but a number of six units is then known to 1/32, and spikes of the cells are as high.  By
 "further", without it, the error at noise of 0.01 fell from 0.154 to 0.130 of that noise, all bits
-used; with states of eight bits either network has 0.20.  Between 0.01 and 1 the pendulum's fell by
-6 to 13 per cent.
+used; with eight bits in all layers either network has 0.20, and with all bits in the first 0.14.
+Between 0.01 and 1 the pendulum's fell by 6 to 13 per cent.
 """
 
 import functools
