@@ -163,4 +163,5 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_pat
         assert entry["command"].endswith(f"--parts {part}")
         assert 0 <= entry[part]["inside"] <= 1
     assert entry["steered"]["excess"] == 2
+    assert entry["guided"]["command"].endswith("--parts guided")
     assert "excess" not in entry["guided"]

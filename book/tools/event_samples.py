@@ -164,6 +164,7 @@ def main() -> None:
     flags = as_flag(options.bfloat16) + f" --number {number}" * (number != NUMBER)
     flags += f" --excess {options.excess}" * bool(options.excess)
     flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)
+    command = f"python book/tools/event_samples.py {system}{flags}"
     made_with = {
         **weights(name, small),
         "samples": number,
@@ -177,9 +178,7 @@ def main() -> None:
     entry = results.entry(options.out, system, made_with)
 
     def keep(part: str, value: dict[str, Any]) -> None:
-        entry.update(
-            results.made(f"python book/tools/event_samples.py {system}{flags}") | {part: value}
-        )
+        entry.update(results.made(command) | {part: value})
         results.save(results.load(options.out) | {system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
@@ -190,7 +189,7 @@ def main() -> None:
     for part, draw in draws(denoiser, aim, number, sampler, pilot, excess).items():
         if part in options.parts and part not in entry:
             x = denoiser.standardizer.inverse(draw()).cpu()
-            score = judge.score(states(system, x))
+            score = judge.score(states(system, x)) | {"command": command}
             keep(part, score if part == "guided" else score | {"excess": excess})
 
 
