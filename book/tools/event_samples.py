@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    if options.excess is not None and options.excess < 1:
+        parser.error(f"--excess must be at least 1, got {options.excess}")
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
     system, small, start = options.system, options.small, time.perf_counter()

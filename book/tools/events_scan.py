@@ -1,15 +1,15 @@
 """Probabilities of events under the trajectory networks, by every estimator; for chapter 10.
 
 python book/tools/events_scan.py lorenz63 --bfloat16    # an hour of one core at most; resumable
-python book/tools/events_scan.py fitzhugh-nagumo --bfloat16  # at the event itself only
+python book/tools/events_scan.py fitzhugh-nagumo --bfloat16 0.03  # at the event itself only
 python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only to see it run
 
 The truth is that of brute_force.py, which comes first: thresholds are chosen where it finds
 P(C > c) nearest to round values, down to 1e-5.  The model's own P(C > c), with the same steps, is
 counted by plain_samples.py.  Settings are fixed here beforehand, the same at every threshold;
 importance sampling, and subset simulation, a cross-check without guidance, are run at every third.
-Estimates of Lorenz 63 are repeated where P is nearest to 1e-3, and to 1e-4, which takes a count of
-millions to judge; one pilot serves five repetitions.
+Estimates of Lorenz 63 are repeated where P is nearest to 1e-3, and to 1e-4, which takes a
+million plain samples to judge; one pilot serves five repetitions.
 Results go to book/results/events-scan.json after every estimate; the same command goes on from
 there, unless weights or settings are others.  Whoever changes guidance deletes the entry first.
 """
