@@ -760,13 +760,10 @@ def test_twisted_samples_are_conditional_samples(until, generator):
     assert z.shape == (2000, 2)
     assert bool(event.holds(UNITS.inverse(z)).all()) or (until > 0 and len(z.unique(dim=0)) == 2000)
     assert float(event.holds(UNITS.inverse(z)).double().mean()) > 0.99
-    a = DIRECTION * UNITS.std
-    spread = math.sqrt(float(a @ COVARIANCE @ a))
-    along = (z - MEAN) @ a / spread
-    cut = scipy.stats.norm.isf(1e-2)
-    slope = scipy.stats.norm.pdf(cut) / 1e-2
-    assert float(along.mean()) == pytest.approx(slope, abs=0.05)
-    assert float(along.var()) == pytest.approx(1 + cut * slope - slope**2, rel=0.2)
+    mean, variance = half_space_moments(z)
+    slope, exact = exact_moments(1e-2)
+    assert mean == pytest.approx(slope, abs=0.05)
+    assert variance == pytest.approx(exact, rel=0.2)
 
 
 def test_twisted_samples_refuse(generator):
@@ -777,6 +774,104 @@ def test_twisted_samples_refuse(generator):
     for until in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="until must not be negative"):
             events.twisted_samples(gaussian(), event, 10, steps=4, until=until)
+
+
+def half_space_moments(z):
+    """Mean and variance along the half-space's normal, in its units, of standardised samples."""
+    a = DIRECTION * UNITS.std
+    along = (z - MEAN) @ a / math.sqrt(float(a @ COVARIANCE @ a))
+    return float(along.mean()), float(along.var())
+
+
+def exact_moments(probability):
+    """The same of the law given the event of that probability."""
+    cut = scipy.stats.norm.isf(probability)
+    slope = scipy.stats.norm.pdf(cut) / probability
+    return slope, 1 + cut * slope - slope**2
+
+
+@pytest.mark.parametrize(("rule", "steps"), [("multistep", 128), ("ddpm", 512)])
+def test_renewals_reach_the_law_given_the_event_from_anywhere_in_it(rule, steps, generator):
+    """All copies of one sample: nothing but the moves makes them differ."""
+    event, _ = half_space(0.1)
+    z = (MEAN + 4 * DIRECTION * UNITS.std / (DIRECTION * UNITS.std).norm()).repeat(20_000, 1)
+    assert bool(event.holds(UNITS.inverse(z)).all())
+    moved, taken = events.renew(
+        gaussian(), event, z, (2.0, 1.0) * 8, steps=steps, rule=rule, chunk=4096,
+        generator=generator(),
+    )  # fmt: skip
+    assert bool(event.holds(UNITS.inverse(moved)).all())
+    assert len(moved.unique(dim=0)) > 19_900
+    mean, variance = half_space_moments(moved)
+    slope, exact = exact_moments(0.1)
+    assert mean == pytest.approx(slope, rel=0.02)
+    assert variance == pytest.approx(exact, rel=0.03)
+    assert len(taken) == 16
+    assert taken[-2] == pytest.approx(0.2, abs=0.02)
+    assert taken[-1] == pytest.approx(0.38, abs=0.02)
+
+
+def test_renewals_keep_the_law_given_the_event_at_every_level(generator):
+    """Exact samples stay exact samples; at high noise one in 1/P(E) moves is taken."""
+    event, _ = half_space(0.1)
+    root = torch.linalg.cholesky(COVARIANCE)
+    z = MEAN + torch.randn(200_000, 2, generator=generator(), **DOUBLE) @ root.T
+    z = z[event.holds(UNITS.inverse(z))]
+    slope, exact = exact_moments(0.1)
+    for ratio, share in ((0.02, 0.99), (0.5, 0.6), (80.0, 0.1)):
+        moved, (taken,) = events.renew(
+            gaussian(), event, z, [ratio], steps=128, generator=generator(1)
+        )
+        mean, variance = half_space_moments(moved)
+        assert mean == pytest.approx(slope, rel=0.02)
+        assert variance == pytest.approx(exact, rel=0.05)
+        assert taken == pytest.approx(share, abs=0.1 if ratio < 1 else 0.01)
+
+
+def test_renewals_take_in_samples_from_outside(generator):
+    event, _ = half_space(0.5)
+    z = events.renew(
+        gaussian(), event, torch.zeros(500, 2, **DOUBLE), [80.0] * 20, steps=8,
+        generator=generator(),
+    )[0]  # fmt: skip
+    assert bool(event.holds(UNITS.inverse(z)).all())
+
+
+def test_renewed_twisted_samples_have_less_in_common(generator):
+    event, _ = half_space(1e-3)
+    options = {"excess": 1, "runs": 2, "steps": 32, "pilot": 0, **DOUBLE}
+    copies, renewed = (
+        events.twisted_samples(
+            gaussian(), event, 1000, renewals=at, generator=generator(), **options
+        )
+        for at in ((), (1.0, 0.3))
+    )
+    assert len(copies.unique(dim=0)) < 900
+    assert len(renewed.unique(dim=0)) > 960
+    assert bool(event.holds(UNITS.inverse(renewed)).all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"renewals": [0.001]}, "renewals must be sigma/alpha from"),
+        ({"renewals": [500.0]}, "renewals must be sigma/alpha from"),
+        ({"renewals": [-1.0]}, "renewals must be positive"),
+        ({"renewals": [math.nan]}, "renewals must be positive"),
+        ({"x": torch.zeros(2)}, r"x must have shape \(n, "),
+        ({"x": torch.zeros(5, 3)}, r"x must have shape \(n, "),
+        ({"rule": "heun"}, "rule must be one of"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"event": events.Equality(lambda x: x[..., 0], 1.0, (2,))}, "equality"),
+    ],
+)
+def test_bad_renewals_are_refused(arguments, words):
+    settings = {"event": half_space(0.1)[0], "x": torch.zeros(5, 2), "renewals": [1.0]} | arguments
+    with pytest.raises(ValueError, match=words):
+        events.renew(gaussian(), **settings)
+    if "renewals" in arguments:
+        with pytest.raises(ValueError, match=words):
+            events.twisted_samples(gaussian(), half_space(0.1)[0], 10, **arguments)
 
 
 def test_guidance_is_made_without_gradients_as_well():

@@ -4,7 +4,8 @@ After Z23 (Finzi et al. 2023, ICML).  An event is a `Constraint` C(x) > 0 on a s
 units, an `Equality`, or several of them joined by ``&``.  `EventGuidance` conditions any denoiser
 on it, and the result is a denoiser again; `log_probability` estimates P(E), each estimate with
 a standard error, an interval, and a word on whether to trust it; `twisted_samples` draws from the
-sampler's law given the event, with weights that make it exact in the limit of many paths.
+sampler's law given the event, with weights that make it exact in the limit of many paths, and
+`renew` makes samples of an event anew without leaving it.
 """
 
 from ddmlib.events.constraints import Conjunction, Constraint, Equality, Event
@@ -14,6 +15,7 @@ from ddmlib.events.odds import FittedGuidance, Odds
 from ddmlib.events.pilot import calibrate
 from ddmlib.events.probability import METHODS, log_probability, twisted_samples
 from ddmlib.events.published import one_lobe, over_the_top, spike
+from ddmlib.events.renewal import renew
 
 __all__ = [
     "METHODS",
@@ -31,6 +33,7 @@ __all__ = [
     "log_probability",
     "one_lobe",
     "over_the_top",
+    "renew",
     "spike",
     "twisted_samples",
 ]

@@ -15,13 +15,14 @@ densities of the probability flow are not those of the stochastic sampler.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ddmlib import checks, likelihoods, sampling
 from ddmlib.denoisers import Denoiser
-from ddmlib.events import estimates, paths, subset, trust
+from ddmlib.events import estimates, paths, renewal, subset, trust
 from ddmlib.events.constraints import Equality, Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
@@ -237,6 +238,7 @@ def twisted_samples(
     defensive: float = 0.1,
     pilot: int = 256,
     until: float = 0.0,
+    renewals: Sequence[float] = (),
     guidance: EventGuidance | None = None,
     chunk: int | None = None,
     generator: torch.Generator | None = None,
@@ -246,7 +248,7 @@ def twisted_samples(
     """Draw samples given the event from the law of a sampler, by twisted sequential Monte Carlo.
 
     Every sample is in the event.  Their law is exact as ``excess`` grows; some samples occur more
-    than once, or share most of their path.
+    than once, or share most of their path, unless ``renewals`` make them anew.
 
     With ``until`` weights steer the paths only where the noise is high and guidance poor.  From
     there on each goes down by guidance alone: nothing is weighted, copied or refused any more, so
@@ -264,6 +266,9 @@ def twisted_samples(
         Weighted paths that each sample is picked from.
     until : float
         sigma/alpha at which weights end; 0: never, and only paths inside the event are returned.
+    renewals : sequence of float
+        sigma/alpha from which the samples are made anew in the end, see `renew`: they then have
+        less in common.  A move costs one evaluation, without products, a step and sample.
 
     Returns
     -------
@@ -273,6 +278,8 @@ def twisted_samples(
     ------
     RuntimeError
         If no path reached the event.
+    ValueError
+        For settings out of range.
     """
     checks.count("number", number)
     each = max(2, -(-number * checks.count("excess", excess) // checks.count("runs", runs)))
@@ -281,6 +288,8 @@ def twisted_samples(
     on["generator"] = generator
     if not 0 <= until < math.inf:
         raise ValueError(f"until must not be negative, got {until}")
+    if renewals:  # what is refused is refused before anything is run
+        renewal.starts(constraint, paths.levels(denoiser, grid, like), renewals)
     below = EventGuidance(denoiser, constraint) if guidance is None else guidance
     if guidance is None:
         # paths that then follow moment matching are picked by it: odds keep some that it loses
@@ -297,11 +306,15 @@ def twisted_samples(
     order = torch.randperm(number, generator=generator, device=_home(generator)).to(index.device)
     x = done.x_0.flatten(0, 1)[index[order]]
     passed = len(done.log_means) - 1
-    if passed == steps - 1:  # the last step has been taken
+    if passed < steps - 1:  # the last step has not been taken
+        rest: dict[str, Any] = {"method": rule, "eta": 1.0, "clean": True, "generator": generator}
+        parts = x.split(chunk or number)
+        x = torch.cat([sampling.reverse(below, part, grid[passed:], **rest) for part in parts])
+    if not renewals:
         return x
-    rest: dict[str, Any] = {"method": rule, "eta": 1.0, "clean": True, "generator": generator}
-    parts = x.split(chunk or number)
-    return torch.cat([sampling.reverse(below, part, grid[passed:], **rest) for part in parts])
+    sampler: dict[str, Any] = {"steps": steps, "rule": rule, "spacing": spacing, "ratios": ratios}
+    sampler |= {"chunk": chunk, "generator": generator}
+    return renewal.renew(denoiser, constraint, x, renewals, **sampler)[0]
 
 
 def _sampler(

@@ -1,0 +1,120 @@
+r"""Samples given an event, made anew without leaving it.
+
+A sample x_0 of the event is diffused to some noise level, x_t = alpha_t x_0 + sigma_t ε, and the
+reverse process takes x_t back to some x_0'.  If x_0' is in the event it takes the place of x_0,
+otherwise x_0 stays.  Diffusing draws from p(x_t | x_0) and coming back from p(x_0' | x_t): together
+they are a reversible chain of law p(x_0), so with the refusals the chain is reversible for
+p(x_0 | E), by Metropolis' rule, whatever the event and without its gradient (Gilks & Berzuini 2001
+call weighted samples that go on like this "resample-move").
+
+Twisted paths have few ancestors where the weights are uneven, and samples that share most of their
+path resemble one another.  A move at a low noise level is nearly always taken and changes little;
+at a high one it changes everything and is seldom taken: some moves at levels where one in two to
+ten is taken, then some further down, leave little of the resemblance.  What they cannot mend is a
+part of the event that samples have to cross the outside to reach.
+
+The law is kept as well as the sampler keeps p(x_0): steps that lose a little of the variance, or a
+network that errs, put their own law from that level down in its place.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddmlib import checks, noise, sampling
+from ddmlib.denoisers import Denoiser, diffuse
+from ddmlib.events.constraints import Equality, Event
+from ddmlib.events.paths import RULES, levels
+
+
+def starts(event: Event, pairs: list[sampling.Level], renewals: Sequence[float]) -> list[int]:
+    """Return the first of these levels at which sigma/alpha is no higher, for each renewal.
+
+    Raises
+    ------
+    ValueError
+        For an equality, or a renewal above the highest level or with no step to take.
+    """
+    if any(isinstance(part, Equality) for part in event.parts):
+        raise ValueError("renewals never end in an equality, whose probability is zero")
+    found = [float(sigma / alpha) for alpha, sigma in pairs[:-1]]
+    for value in renewals:
+        checks.positive("renewals", value)
+        # the highest level may be given as the number that its grid was made from
+        if not found[-1] <= value <= found[0] * (1 + 1e-6):
+            raise ValueError(
+                f"renewals must be sigma/alpha from {found[-1]:.3g} to {found[0]:.3g}, got {value}"
+            )
+    return [sum(ratio > value for ratio in found) for value in renewals]
+
+
+@torch.no_grad()
+def renew(
+    denoiser: Denoiser,
+    event: Event,
+    x: Tensor,
+    renewals: Sequence[float],
+    *,
+    steps: int = 64,
+    rule: str = "multistep",
+    spacing: str = "log-ratio",
+    ratios: tuple[float, float] | None = None,
+    chunk: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, list[float]]:
+    """Make samples of an event anew, one after the other at each noise level of ``renewals``.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        Without guidance.
+    event : Event
+        Of positive probability: no equality.
+    x : Tensor of shape (n, *shape)
+        Samples, in standardised units; those outside the event stay until a move takes them in.
+    renewals : sequence of float
+        sigma/alpha that the samples are diffused to, one move each.
+    steps, spacing, ratios
+        Of the sampler from pure noise, as in `sampling.sample`; a move takes those of its steps
+        that lie below its level, so it costs fewer evaluations than a sample.
+    rule : str
+        "multistep" or "ddpm", both with ``eta=1``.
+    chunk : int, optional
+        Samples moved at once, to bound memory.
+    generator : torch.Generator, optional
+        Source of randomness.
+
+    Returns
+    -------
+    x : Tensor of shape (n, *shape), standardised units
+    taken : list of float
+        The share of samples that each move made anew.
+
+    Raises
+    ------
+    ValueError
+        For an equality, samples of another shape, or a noise level without steps.
+    """
+    checks.choice("rule", rule, RULES)
+    if checks.is_tensor("x", x).shape[1:] != event.shape:
+        raise ValueError(f"x must have shape (n, *{event.shape}), got {tuple(x.shape)}")
+    size = len(x) if chunk is None else checks.count("chunk", chunk)
+    grid = sampling.times_for(denoiser, steps, spacing=spacing, ratios=ratios)
+    pairs = levels(denoiser, grid, x)
+    taken = []
+    for first in starts(event, pairs, renewals):
+        moved = []
+        for part in x.split(size):
+            x_t = diffuse(part, *pairs[first], noise.normal_like(part, generator))
+            moved.append(
+                sampling.reverse(
+                    denoiser, x_t, grid[first:], method=rule, eta=1.0, clean=True,
+                    generator=generator,
+                )
+            )  # fmt: skip
+        proposal = torch.cat(moved)
+        inside = event.holds(denoiser.standardizer.inverse(proposal))
+        x = torch.where(inside.reshape(-1, *(1,) * len(event.shape)), proposal, x)
+        taken.append(float(inside.double().mean()))
+    return x, taken
