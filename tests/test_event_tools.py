@@ -154,7 +154,9 @@ def test_eight_bits_end_at_a_noise_level_where_asked_to():
 
 def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_path, monkeypatch):
     out = tmp_path / "event-samples.json"
-    for part, present in (("guided", {"guided"}), ("steered", {"guided", "steered"})):
+    present = set()
+    for part in ("guided", "steered", "twisted"):
+        present |= {part}
         arguments = ["double-pendulum", "--small", "--parts", part, "--out", str(out)]
         monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments])
         event_samples.main()
@@ -162,6 +164,9 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_pat
         assert set(event_samples.PARTS) & set(entry) == present
         assert entry["command"].endswith(f"--parts {part}")
         assert 0 <= entry[part]["inside"] <= 1
-    assert entry["steered"]["excess"] == 2
+    assert entry["steered"]["excess"] == entry["twisted"]["excess"] == 2
+    assert entry["twisted"]["renewals"] == [8.0, 4.0]
+    assert entry["twisted"]["inside"] == 1
+    assert "renewals" not in entry["steered"]
     assert entry["guided"]["command"].endswith("--parts guided")
     assert "excess" not in entry["guided"]
