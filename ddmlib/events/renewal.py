@@ -10,8 +10,9 @@ call weighted samples that go on like this "resample-move").
 Twisted paths have few ancestors where the weights are uneven, and samples that share most of their
 path resemble one another.  A move at a low noise level is nearly always taken and changes little;
 at a high one it changes everything and is seldom taken: some moves at levels where one in two to
-ten is taken, then some further down, leave little of the resemblance.  What they cannot mend is a
-part of the event that samples have to cross the outside to reach.
+ten is taken, then some further down, leave little of the resemblance.  What they hardly mend is a part
+of the event with fewer samples than its share: from low noise nothing is proposed in another part,
+and of what is proposed from high noise little stays in the event.
 
 The law is kept as well as the sampler keeps p(x_0): steps that lose a little of the variance, or a
 network that errs, put their own law from that level down in its place.
