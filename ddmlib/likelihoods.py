@@ -43,7 +43,7 @@ def log_density(
     denoiser: Denoiser,
     z: Tensor,
     *,
-    axes: int = 1,
+    axes: int | None = None,
     steps: int = 64,
     ratios: tuple[float, float] | None = None,
     probes: int | None = None,
@@ -55,10 +55,11 @@ def log_density(
     ----------
     denoiser : Denoiser
         Any, a guided one included.
-    z : Tensor of shape (*batch, d), or (*batch, length, d) with ``axes=2``
+    z : Tensor of shape (*batch, d), or (*batch, length, d) for trajectories
         Samples in standardised units.
-    axes : int
-        Axes of one sample: 1 for states, 2 for trajectories.
+    axes : int, optional
+        Axes of one sample, 1 for states and 2 for trajectories.  Default: the denoiser's, which it
+        may not be less than; 2 for one of states: trajectories of independent states.
     steps : int
         Runge-Kutta steps, even in log(sigma/alpha), four evaluations each.
     ratios : tuple of float, optional
@@ -86,7 +87,8 @@ def log_density(
     """
     checks.last_axis("z", checks.finite("z", z), len(denoiser.standardizer.mean))
     checks.count("steps", steps)
-    if checks.count("axes", axes) > z.ndim:
+    axes = denoiser.event if axes is None else checks.count("axes", axes, denoiser.event)
+    if axes > z.ndim:
         raise ValueError(f"z must have {axes} axes or more, got shape {tuple(z.shape)}")
     vectors = None
     if probes is not None:

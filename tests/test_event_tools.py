@@ -152,7 +152,9 @@ def test_eight_bits_end_at_a_noise_level_where_asked_to():
     ]  # fmt: skip
 
 
-def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_path, monkeypatch):
+def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
+    tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "event-samples.json"
     present = set()
     for part in ("guided", "steered", "twisted"):
@@ -169,4 +171,14 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(tmp_pat
     assert entry["twisted"]["inside"] == 1
     assert "renewals" not in entry["steered"]
     assert entry["guided"]["command"].endswith("--parts guided")
+    assert {entry[part]["bfloat16"] for part in event_samples.PARTS} == {None}
+    # what is there is kept, and refused if asked for with other settings
+    before = out.read_bytes()
+    event_samples.main()
+    assert out.read_bytes() == before
+    assert "are there" in capsys.readouterr().out
+    for other, words in (("--excess 3", "excess"), ("--bfloat16 0.1", "bfloat16")):
+        monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments, *other.split()])
+        with pytest.raises(SystemExit, match=f"twisted of .* was made with other {words}: delete"):
+            event_samples.main()
     assert "excess" not in entry["guided"]

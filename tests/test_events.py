@@ -138,8 +138,8 @@ def test_samples_of_the_wrong_shape_are_refused():
         (lambda x: (x[..., 0] > 0).float(), "not differentiable"),
         (lambda x: x[..., 0].detach(), "not differentiable"),
         (lambda x: -torch.ones(len(x)), "not differentiable"),
-        (lambda x: torch.round(x[..., 0]), "gradient zero everywhere"),
-        (lambda x: 0 * x[..., 0] - 1, "gradient zero everywhere"),
+        (lambda x: torch.round(x[..., 0]), "gradient zero at all of 8 samples"),
+        (lambda x: 0 * x[..., 0] - 1, "gradient zero at all of 8 samples"),
         (lambda x: (x[..., 0] - x[..., 0]).sqrt(), "gradient that is not finite"),
     ],
 )
@@ -661,10 +661,10 @@ def test_exact_guidance_overlooks_nothing(generator):
     for probability in (0.1, 1e-4):
         event, _ = half_space(probability)
         made = populations(gaussian(), event, generator())
-        share, _ = trust.overlooked(*made, 2000, generator(1))
+        share, _ = trust.overlooked(*made, 2000, None, generator(1))
         # a thousandth, and what lies on the border within the noise of the last level
         assert share <= 0.01
-        assert trust.doubts(*made, 500, generator(1)) == ""
+        assert trust.doubts(*made, 500, None, generator(1)) == ""
         means = made[2].log_means  # E[h_t] is P(E) at every level
         assert bool(((means - math.log(probability)).abs() < 0.35).all())
 
@@ -673,10 +673,10 @@ def test_a_constraint_that_saturates_is_marked_or_mended(generator):
     """x_1 > 3 written with tanh: h is certain of no wherever tanh is flat, and paths go missing."""
     # as where no path of the pilot meets the event
     made = populations(normal_2d(), WALL, generator(), least=1e-10)
-    share, ratio = trust.overlooked(*made, 500, generator(1))
+    share, ratio = trust.overlooked(*made, 500, None, generator(1))
     assert share > 0.3
     assert 0.1 < ratio < 10
-    assert "next to impossible: many may be missing" in trust.doubts(*made, 500, generator(1))
+    assert "next to impossible: many may be missing" in trust.doubts(*made, 500, None, generator(1))
     exact = float(scipy.stats.norm.logsf(3))
     options = {"samples": 2048, "steps": 32, "pilot": 64, **DOUBLE}
     for seed in range(4):  # fitted odds see what h does not
@@ -690,26 +690,29 @@ def test_what_the_pilot_adds_keeps_paths_that_h_is_wrong_about(generator):
     """Outside a circle C is far from Gaussian at high noise: paths were dropped in every run."""
     made = populations(normal_2d(), CIRCLE, generator())
     assert 0.003 < made[0].least * 100 < 0.03  # the mean of h is about P(E) = 0.011
-    assert trust.overlooked(*made, 500, generator(1))[0] < 0.02
+    assert trust.overlooked(*made, 500, None, generator(1))[0] < 0.02
     without = populations(normal_2d(), CIRCLE, generator(), least=1e-10)
-    assert trust.overlooked(*without, 500, generator(1))[0] > trust.BLIND
+    assert trust.overlooked(*without, 500, None, generator(1))[0] > trust.BLIND
     assert without[2].log_probability.std() > made[2].log_probability.std()
 
 
 def test_a_bottleneck_is_a_reason_for_doubt(generator):
     guidance, grid, done = populations(normal_2d(), CIRCLE, generator())
     narrow = done._replace(fewest=torch.full((8,), 3.0))
-    assert "left only 24 effective paths" in trust.doubts(guidance, grid, narrow, 0, generator())
+    assert "left only 24 effective paths" in trust.doubts(
+        guidance, grid, narrow, 0, None, generator()
+    )
     wide = done._replace(fewest=torch.full((8,), 30.0))
-    assert trust.doubts(guidance, grid, wide, 0, generator()) == ""
+    assert trust.doubts(guidance, grid, wide, 0, None, generator()) == ""
 
 
 @pytest.mark.parametrize("method", ["importance", "smc"])
 def test_paths_are_weighted_for_the_event_whatever_the_guidance_aims_at(method, generator):
     event, b = half_space(1e-2)
-    milder = events.EventGuidance(gaussian(), half_space(5e-2)[0])
+    denoiser = gaussian()
+    milder = events.EventGuidance(denoiser, half_space(5e-2)[0])
     found = events.log_probability(
-        gaussian(), event, method=method, samples=4096, steps=24, guidance=milder,
+        denoiser, event, method=method, samples=4096, steps=24, guidance=milder,
         generator=generator(), **DOUBLE,
     )  # fmt: skip
     own = own_log_probability(gaussian(), DIRECTION, b, 24)
@@ -774,6 +777,104 @@ def test_twisted_samples_refuse(generator):
     for until in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="until must not be negative"):
             events.twisted_samples(gaussian(), event, 10, steps=4, until=until)
+
+
+class Untouched(GaussianDenoiser):
+    """A denoiser that must not be asked for anything."""
+
+    def denoise(self, x_t, alpha_t, sigma_t):
+        raise AssertionError("refused too late")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"chunk": 0}, ValueError, "chunk must be at least 2"),
+        ({"defensive": 1.0}, ValueError, "defensive must lie in"),
+        ({"pilot": 8}, ValueError, "pilot must be 0 or at least 16"),
+        ({"pilot": -1}, ValueError, "pilot must be at least 0"),
+        ({"constraint": lambda x: x}, TypeError, "constraint must be a Constraint"),
+        ({"constraint": events.Constraint(lambda x: x[..., 0], (3,))}, ValueError, "2 components"),
+        (
+            {"constraint": events.Equality(lambda x: x[..., 0], 1.0, (2,)), "pilot": 0},
+            ValueError,
+            "equality is zero",
+        ),
+        (
+            {"guidance": events.EventGuidance(gaussian(), half_space(0.1)[0])},
+            ValueError,
+            "guidance must be that of the same denoiser",
+        ),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_run(arguments, error, words):
+    settings = {"constraint": half_space(0.1)[0]} | arguments
+    denoiser = Untouched(MEAN, COVARIANCE, None, UNITS)
+    with pytest.raises(error, match=words):
+        events.log_probability(denoiser, **settings)
+    with pytest.raises(error, match=words):
+        events.twisted_samples(denoiser, number=10, **settings)
+
+
+def test_guidance_must_be_for_samples_of_the_same_shape():
+    denoiser = gaussian()
+    of_pairs = events.EventGuidance(denoiser, events.Constraint(lambda x: x[..., 0, 0], (4, 2)))
+    with pytest.raises(ValueError, match=r"guidance must be for samples of shape \(2,\)"):
+        events.log_probability(denoiser, half_space(0.1)[0], guidance=of_pairs)
+
+
+@pytest.mark.parametrize("method", events.METHODS)
+def test_an_event_of_states_is_refused_by_a_denoiser_of_trajectories(method):
+    network = networks.TrajectoryUNet(dim=3, widths=(8, 16), blocks=1, kernel=3, embedding=8)
+    denoiser = NetworkDenoiser(network, schedules.Cosine(), Standardizer.identity(3))
+    event = events.Constraint(lambda x: x[..., 0], (3,))
+    with pytest.raises(ValueError, match="the constraint is for states"):
+        events.log_probability(denoiser, event, method=method, samples=16, steps=2)
+    with pytest.raises(ValueError, match="the constraint is for states"):
+        events.EventGuidance(denoiser, event)
+    with pytest.raises(ValueError, match="the constraint is for states"):
+        events.renew(denoiser, event, torch.zeros(5, 3), [1.0])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_step_is_enough_for_an_estimate(steps, generator):
+    """A pilot of one level has nothing to interpolate between."""
+    event = beyond(0.0)
+    found = events.log_probability(
+        normal_1d(), event, steps=steps, samples=2048, pilot=64, generator=generator(), **DOUBLE
+    )
+    assert abs(found.log_probability - math.log(0.5)) < 3 * found.standard_error < 0.3
+    z = events.twisted_samples(
+        normal_1d(), event, 10, steps=steps, pilot=32, generator=generator(), **DOUBLE
+    )
+    assert bool((z > 0).all())
+
+
+def test_what_is_no_number_is_not_trusted():
+    values = torch.tensor([math.nan, -3.0, -3.1, -2.9])
+    for found in (
+        estimates.from_populations("smc", values, 1000.0, 1, 1),
+        estimates.from_values("importance", values.exp(), 1000.0, 1, 1),
+    ):
+        assert math.isnan(found.log_probability)
+        assert not found.trustworthy
+        assert "not numbers" in found.warning
+
+
+@pytest.mark.parametrize("method", ["plain", "subset"])
+def test_a_constraint_that_is_no_number_is_an_error(method, generator):
+    event = events.Constraint(lambda x: (x[..., 0] + 1).log(), (1,))
+    with pytest.raises(ValueError, match="the constraint returned NaN"):
+        events.log_probability(
+            normal_1d(), event, method=method, samples=64, steps=4, generator=generator(), **DOUBLE
+        )
+
+
+def test_tensors_of_a_constraint_must_follow_its_samples():
+    a = torch.ones(2, **DOUBLE)
+    with pytest.raises(ValueError, match=r"made like its x, as a.to\(x\)"):
+        events.Constraint(lambda x: x @ a - 1, (2,))
+    assert events.Constraint(lambda x: x @ a.to(x) - 1, [2]).shape == (2,)
 
 
 def half_space_moments(z):
@@ -854,7 +955,7 @@ def test_renewed_twisted_samples_have_less_in_common(generator):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"renewals": [0.001]}, "renewals must be sigma/alpha from"),
+        ({"renewals": [0.0019]}, "renewals must be sigma/alpha from"),
         ({"renewals": [500.0]}, "renewals must be sigma/alpha from"),
         ({"renewals": [-1.0]}, "renewals must be positive"),
         ({"renewals": [math.nan]}, "renewals must be positive"),
@@ -866,12 +967,43 @@ def test_renewed_twisted_samples_have_less_in_common(generator):
     ],
 )
 def test_bad_renewals_are_refused(arguments, words):
+    """Also one that is a number instead of a sequence, which is a `TypeError`."""
     settings = {"event": half_space(0.1)[0], "x": torch.zeros(5, 2), "renewals": [1.0]} | arguments
     with pytest.raises(ValueError, match=words):
         events.renew(gaussian(), **settings)
     if "renewals" in arguments:
         with pytest.raises(ValueError, match=words):
             events.twisted_samples(gaussian(), half_space(0.1)[0], 10, **arguments)
+    with pytest.raises(TypeError, match="renewals must be a sequence of numbers"):
+        events.renew(gaussian(), half_space(0.1)[0], torch.zeros(5, 2), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_renewals_start_from_both_ends_of_the_grid(dtype, generator):
+    """Given as the numbers that the grid was made from, and by whatever can be run through."""
+    event, z = half_space(0.5)[0], torch.zeros(50, 2, dtype=dtype)
+    options = {"steps": 16, "ratios": (0.04, 70.0)}
+    at = (float(v) for v in torch.tensor([70.0, 0.04]))
+    moved, taken = events.renew(gaussian(), event, z, at, generator=generator(), **options)
+    assert len(taken) == 2
+    assert moved.dtype == dtype
+
+
+def test_many_renewals_keep_the_variance_where_steps_are_left(generator):
+    """From the lowest of the levels they do not: the sampler's last step returns a mean."""
+    anything = events.Constraint(lambda x: x[..., 0].square() + 1, (1,))
+    z = torch.randn(20_000, 1, generator=generator(), **DOUBLE)
+    options = {"steps": 48, "spacing": "central", "ratios": (0.04, 100.0)}
+    variance = {
+        ratio: float(
+            events.renew(
+                normal_1d(), anything, z, [ratio] * 100, generator=generator(1), **options
+            )[0].var()
+        )
+        for ratio in (0.04, 1.0)
+    }
+    assert variance[1.0] == pytest.approx(1, abs=0.03)
+    assert variance[0.04] == pytest.approx(6 / 7, abs=0.04)
 
 
 def test_guidance_is_made_without_gradients_as_well():
@@ -883,11 +1015,28 @@ def test_guidance_is_made_without_gradients_as_well():
 def test_chunks_change_nothing_but_memory(generator):
     event, _ = half_space(1e-2)
     options = {"samples": 64, "runs": 2, "steps": 6, "pilot": 32, **DOUBLE}
-    whole, chunked = (
-        events.log_probability(gaussian(), event, chunk=n, generator=generator(), **options)
-        for n in (None, 24)
-    )
-    assert chunked.log_probability == pytest.approx(whole.log_probability, rel=1e-10)
+    sizes = []
+
+    class Counted(GaussianDenoiser):
+        def denoise(self, x_t, alpha_t, sigma_t):
+            sizes.append(len(x_t))
+            return super().denoise(x_t, alpha_t, sigma_t)
+
+    denoiser, most, found = Counted(MEAN, COVARIANCE, None, UNITS), [], []
+    for chunk in (None, 24):
+        found.append(
+            events.log_probability(denoiser, event, chunk=chunk, generator=generator(), **options)
+        )
+        most.append(max(sizes))
+        sizes.clear()
+        events.twisted_samples(
+            denoiser, event, 40, chunk=chunk, renewals=[1.0], generator=generator(),
+            **{k: v for k, v in options.items() if k != "samples"},
+        )  # fmt: skip
+        most.append(max(sizes))
+        sizes.clear()
+    assert found[1].log_probability == pytest.approx(found[0].log_probability, rel=1e-10)
+    assert most[2] == most[3] == 24 < min(most[0], most[1])
 
 
 def test_seeds_fix_estimates(generator):

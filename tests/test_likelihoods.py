@@ -86,6 +86,10 @@ def test_trajectories_are_samples_of_two_axes(generator):
     reference = exact(z.flatten(-2), covariance, mean)
     torch.testing.assert_close(found.value, reference, rtol=0, atol=4e-3)
     assert likelihoods.log_density(denoiser, z[0], axes=2, ratios=RATIOS, steps=8).value.ndim == 0
+    denoiser.event = 2  # as a denoiser of trajectories says of itself
+    assert torch.equal(likelihoods.log_density(denoiser, z, ratios=RATIOS).value, found.value)
+    with pytest.raises(ValueError, match="axes must be at least 2"):
+        likelihoods.log_density(denoiser, z, axes=1)
 
 
 @pytest.mark.parametrize(

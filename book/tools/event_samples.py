@@ -185,9 +185,20 @@ def main() -> None:
         "bins": BINS,
         "pilot": pilot,
         "until": UNTIL,
-        **({"aim": AIM[system]} if AIM[system] else {}),
+        "aim": AIM[system],
     }
     entry = results.entry(options.out, system, made_with)
+    renewals = RENEWALS[system]
+    made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
+    made_by["steered"] |= {"excess": excess}
+    made_by["twisted"] |= {"excess": excess, "renewals": renewals}
+    for part in options.parts:
+        if part in entry:
+            results.same(f"{part} of {system} in {options.out.name}", entry[part], made_by[part])
+    wanted = [part for part in options.parts if part not in entry]
+    if not wanted:
+        print(f"{', '.join(options.parts)} of {system} are there, made with these settings")
+        return
 
     def keep(part: str, value: dict[str, Any]) -> None:
         entry.update(results.made(command) | {part: value})
@@ -198,14 +209,10 @@ def main() -> None:
     judge = Judge(event, simulated(case, event, 2 * number, chunk, denoiser.device))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    renewals = RENEWALS[system]
-    paths = {"excess": excess}
-    made_by = {"steered": paths, "twisted": paths | {"renewals": renewals}, "guided": {}}
-    for part, draw in draws(denoiser, aim, number, sampler, pilot, excess, renewals).items():
-        if part in options.parts and part not in entry:
-            x = denoiser.standardizer.inverse(draw()).cpu()
-            score = judge.score(states(system, x))
-            keep(part, score | made_by[part] | {"command": command})
+    drawn = draws(denoiser, aim, number, sampler, pilot, excess, renewals)
+    for part in wanted:
+        x = denoiser.standardizer.inverse(drawn[part]()).cpu()
+        keep(part, judge.score(states(system, x)) | made_by[part] | {"command": command})
 
 
 if __name__ == "__main__":

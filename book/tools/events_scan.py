@@ -167,6 +167,7 @@ def main() -> None:
     made_with = {
         **weights(SYSTEMS[options.system][0], options.small),
         **scan.on,
+        "bfloat16": options.bfloat16,
         "settings": scan.methods,
         "chosen": scan.chosen,
         "repeated": scan.repeated,

@@ -139,6 +139,7 @@ def run(
     path: Path = OUT,
     flags: str = "",
     small: bool = False,
+    bfloat16: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Add chunks to the stored counts until there are ``chunks``; yield after each."""
     case, event = CASES[SYSTEMS[name]], EVENTS[SYSTEMS[name]]
@@ -147,6 +148,7 @@ def run(
     made_with = {
         **weights(name, small),
         **SAMPLERS[SYSTEMS[name]],
+        "bfloat16": bfloat16,
         "thresholds": [round(float(v), 6) for v in at],
     }
     nothing = {"chunks": 0, "counts": [0] * len(at), "cells": [0] * (BINS + 2)}
@@ -197,7 +199,8 @@ def main() -> None:
     chunks, chunk = (2, 8) if options.small else (number, CHUNK)
     flags = as_flag(options.bfloat16)
     flags += f" --chunks {options.chunks}" if options.chunks else ""
-    for entry in run(options.name, denoiser, chunks, chunk, options.out, flags, options.small):
+    made = {"flags": flags, "small": options.small, "bfloat16": options.bfloat16}
+    for entry in run(options.name, denoiser, chunks, chunk, options.out, **made):
         inside = entry["counts"][entry["thresholds"].index(0.0)] / entry["samples"]
         print(
             f"{entry['samples']:7d} samples  P = {inside:.5g}  TV {entry['total_variation']:.4f} "

@@ -37,13 +37,24 @@ def entry(path: Path, key: str, settings: dict[str, Any]) -> dict[str, Any]:
     stored = load(path).get(key)
     if stored is None:
         return settings
-    other = [k for k, v in settings.items() if stored.get(k) != v]
+    same(f"{key} in {path.name}", stored, settings)
+    return stored
+
+
+def same(name: str, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with what was made with other settings.
+
+    Raises
+    ------
+    SystemExit
+        Naming the entry and the settings that differ.
+    """
+    settings = json.loads(json.dumps(settings))
+    other = [k for k, v in settings.items() if k not in stored or stored[k] != v]
     if other:
         raise SystemExit(
-            f"error: {key} in {path.name} was made with other {', '.join(other)}: "
-            "delete the entry to make it anew"
+            f"error: {name} was made with other {', '.join(other)}: delete it to make it anew"
         )
-    return stored
 
 
 def made(command: str) -> dict[str, str]:

@@ -51,10 +51,15 @@ class Event(ABC):
 
     def holds(self, x: Tensor) -> Tensor:
         """Return whether each sample x (*batch, *shape), physical units, is in the event."""
+        return self.sound_margin(x) > 0
+
+    def sound_margin(self, x: Tensor) -> Tensor:
+        """Return `margin`; refuse one that is not a number."""
         margin = self.margin(x)
         if bool(torch.isnan(margin).any()):
+            checks.finite("x", x)
             raise ValueError("the constraint returned NaN for finite samples")
-        return margin > 0
+        return margin
 
     def __and__(self, other: "Event") -> "Conjunction":
         """Return the event that both hold."""
@@ -86,8 +91,8 @@ class Event(ABC):
                 raise ValueError(f"{part.name} has a gradient that is not finite")
             if not bool((slope != 0).any()):
                 raise ValueError(
-                    f"{part.name} has gradient zero everywhere: it does not depend on x, or only "
-                    "in jumps, so guidance cannot follow it"
+                    f"{part.name} has gradient zero at all of {len(x)} samples: it does not depend "
+                    "on x, only in jumps, or is flat there, so guidance cannot follow it"
                 )
 
 
@@ -108,7 +113,13 @@ class _Scalar(Event):
             raise ValueError(f"shape must be (d,) or (length, d), got {self.shape}")
         for size in self.shape:
             checks.count("shape", size)
-        self.value(torch.ones(2, *self.shape))
+        try:
+            self.value(torch.ones(2, *self.shape))
+        except RuntimeError as error:  # PyTorch's, of shapes, types or devices
+            raise ValueError(
+                f"{self.name} failed on two samples of ones, single precision, CPU (tensors that "
+                f"it uses must be made like its x, as a.to(x)): {error}"
+            ) from error
 
     def value(self, x: Tensor) -> Tensor:
         """Return C(x), shape (*batch,), of samples (*batch, *shape) in physical units.
@@ -142,7 +153,8 @@ class Constraint(_Scalar):
     Parameters
     ----------
     function : callable
-        C, mapping samples (*batch, *shape) in physical units to (*batch,).
+        C, mapping samples (*batch, *shape) in physical units to (*batch,), of whatever precision
+        and on whatever device: tensors that it uses are to be made like them, ``a.to(x)``.
     shape : tuple of int
         Shape of one sample: (d,) for states, (length, d) for trajectories.
     name : str
@@ -159,6 +171,7 @@ class Constraint(_Scalar):
     name: str = "the constraint"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
         self._check()
 
     def margin(self, x: Tensor) -> Tensor:
@@ -229,6 +242,7 @@ class Equality(_Scalar):
     name: str = "the equality"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
         self._check()
 
     def margin(self, x: Tensor) -> Tensor:

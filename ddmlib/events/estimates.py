@@ -185,6 +185,8 @@ def nothing(method: str, evaluations: int, products: int) -> Estimate:
 def doubts(error: float, effective_samples: float, values: Tensor) -> str:
     """Return why a relative standard error cannot be trusted, or an empty string."""
     reasons: list[str] = []
+    if math.isnan(error):
+        return "some values are not numbers"
     if effective_samples < LEAST:
         reasons.append(f"the weights leave only {effective_samples:.3g} effective samples")
     if error > WIDEST:
@@ -231,4 +233,6 @@ def mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def _log(p: float) -> float:
+    if math.isnan(p):
+        return math.nan
     return math.log(p) if p > 0 else -math.inf

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ddmlib import checks, noise
 from ddmlib.denoisers import Denoiser
+from ddmlib.events import arguments
 from ddmlib.events.constraints import SMALLEST, Constraint, Equality, Event
 
 FLOOR = 1e-6
@@ -81,11 +82,13 @@ class Calibration:
 
     def at(self, part: int, ratio: Tensor) -> tuple[Tensor, ...]:
         """Return (intercept, slope, scale, extra) of a part at sigma/alpha, of its shape."""
+        rows = (self.intercept, self.slope, self.scale, self.extra)
+        if len(self.log_ratios) == 1:
+            return tuple(row[part].to(ratio).expand(ratio.shape) for row in rows)
         x = self.log_ratios.to(ratio)
         u = ratio.clamp(min=torch.finfo(ratio.dtype).tiny).log().clamp(x[0], x[-1])
         right = torch.searchsorted(x, u.contiguous()).clamp(1, len(x) - 1)
         share = (u - x[right - 1]) / (x[right] - x[right - 1])
-        rows = (self.intercept, self.slope, self.scale, self.extra)
         found = (row[part].to(ratio) for row in rows)
         return tuple(torch.lerp(v[right - 1], v[right], share) for v in found)
 
@@ -114,8 +117,8 @@ class EventGuidance(Denoiser):
     Raises
     ------
     ValueError
-        If the constraint is not differentiable (tried on eight random samples), or its number of
-        components is not the denoiser's.
+        If the constraint is not differentiable (tried on eight random samples), or not for samples
+        that the denoiser makes.
     """
 
     def __init__(
@@ -125,18 +128,7 @@ class EventGuidance(Denoiser):
         floor: float = FLOOR,
         calibration: Calibration | None = None,
     ) -> None:
-        if not isinstance(constraint, Event):
-            raise TypeError(
-                f"constraint must be a Constraint, an Equality or a conjunction, "
-                f"got {type(constraint).__name__}"
-            )
-        d = len(denoiser.standardizer.mean)
-        if constraint.shape[-1] != d:
-            raise ValueError(
-                f"the constraint is for samples of shape {constraint.shape}, "
-                f"but the denoiser has {d} components"
-            )
-        self.denoiser, self.constraint = denoiser, constraint
+        self.denoiser, self.constraint = denoiser, arguments.suited(denoiser, constraint)
         self.floor = checks.positive("floor", floor)
         self.calibration = calibration
         self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer

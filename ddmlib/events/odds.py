@@ -183,7 +183,7 @@ def prepare(
     guidance = EventGuidance(denoiser, constraint)
     if not n:
         return guidance, 0
-    calibration, plain = follow(guidance, grid, n, **on)
+    calibration, plain = follow(guidance, grid, n, chunk=chunk, **on)
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
     if not fitted or calibration.inside == 1:  # in the latter case nothing is to be told apart
         return guidance, n

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ddmlib import checks, noise
+from ddmlib.events.arguments import FEWEST
 from ddmlib.events.constraints import Constraint, Equality
 from ddmlib.events.guidance import LEAST, Calibration, EventGuidance
 from ddmlib.events.paths import kernel, levels, start
@@ -51,6 +52,7 @@ def calibrate(
     rule: str,
     like: Tensor,
     generator: torch.Generator | None,
+    chunk: int | None = None,
 ) -> Calibration:
     """Measure the corrections of moment matching on n unguided paths.
 
@@ -64,12 +66,14 @@ def calibrate(
         Paths, 16 or more: one evaluation and one vector-Jacobian product a part and step each.
     rule, like, generator
         As in `paths.importance`.
+    chunk : int, optional
+        Paths evaluated at once, to bound memory.
 
     Returns
     -------
     Calibration
     """
-    return follow(guidance, grid, n, rule=rule, like=like, generator=generator)[0]
+    return follow(guidance, grid, n, rule=rule, like=like, generator=generator, chunk=chunk)[0]
 
 
 @torch.no_grad()
@@ -81,9 +85,10 @@ def follow(
     rule: str,
     like: Tensor,
     generator: torch.Generator | None,
+    chunk: int | None = None,
 ) -> tuple[Calibration, Tensor]:
     """Return what `calibrate` measures, and the ends of its paths, (n, *shape), standardised."""
-    checks.count("n", n, 16)
+    checks.count("n", n, FEWEST)
     if any(isinstance(part, Equality) for part in guidance.constraint.parts):
         raise ValueError("equalities cannot be calibrated")
     steps = levels(guidance, grid, like)
@@ -91,7 +96,9 @@ def follow(
     before: tuple[Tensor, Level] | None = None
     seen = []
     for level_t, level_s in pairwise(steps):
-        x_0, values, variances = guidance.moments(x, *level_t)
+        found = [guidance.moments(part, *level_t) for part in x.split(chunk or n)]
+        x_0 = torch.cat([part[0] for part in found])
+        values, variances = (torch.cat([part[k] for part in found], -1) for k in (1, 2))
         seen.append((values, variances))
         x, std = kernel(x, x_0, level_t, level_s, before, rule)
         before = x_0, level_t

@@ -5,7 +5,8 @@ how far this is from the truth is a matter of the model and of the steps, not of
 
 - "plain" counts samples; unbiased, good for P(E) above about 100/samples.
 - "importance" weighs guided paths; unbiased, good where guidance is nearly exact.
-- "smc" resamples them on the way as well; unbiased, the default.
+- "smc" resamples them on the way as well; unbiased, the default.  Below P(E) of about 1e-12 it
+  tends to lose the event, and says so (`guidance.LEAST`).
 - "subset" needs no guidance; biased to order 1/n, a check and for events without gradients.
 - "likelihood-ratio" is what Z23 publishes, to show its bias.
 
@@ -22,8 +23,8 @@ import torch
 
 from ddmlib import checks, likelihoods, sampling
 from ddmlib.denoisers import Denoiser
-from ddmlib.events import estimates, paths, renewal, subset, trust
-from ddmlib.events.constraints import Equality, Event
+from ddmlib.events import arguments, estimates, paths, renewal, subset, trust
+from ddmlib.events.constraints import Event
 from ddmlib.events.estimates import Estimate
 from ddmlib.events.guidance import EventGuidance
 from ddmlib.events.odds import prepare
@@ -80,10 +81,10 @@ def log_probability(
         Share of unguided paths ("importance") or steps ("smc"), in [0, 1).
     pilot : int
         Of "importance" and "smc": unguided paths that correct the guidance first, on top of the
-        samples (see `pilot`); 0 for none.  Twice as many weighted ones then tell whether fitted
-        odds do better (see `odds`), and if so, twice as many how far to follow them: the cost of
-        all is that of five or seven times so many paths.  "smc" looks in the end for paths that
-        it overlooked, with as many of its results (see `trust`).
+        samples (see `pilot`); 16 or more, or 0 for none.  Twice as many weighted ones then tell
+        whether fitted odds do better (see `odds`), and if so, twice as many how far to follow them:
+        the cost of all is that of five or seven times so many paths.  "smc" looks in the end for
+        paths that it overlooked, with as many of its results (see `trust`).
     thin : int
         Of "smc": where odds are fitted, a population has one in so many of its paths at the noise
         levels where little is decided.
@@ -92,14 +93,16 @@ def log_probability(
     probes : int, optional
         Of "likelihood-ratio": vectors of Hutchinson's estimate; default: the exact trace.
     guidance : EventGuidance, optional
-        Default: ``EventGuidance(denoiser, constraint)``; one that is given is not corrected.  It
-        may be that of another event, a milder one say: paths are weighted for ``constraint``.
+        Default: ``EventGuidance(denoiser, constraint)``; one that is given, of the same denoiser,
+        is not corrected.  It may be that of another event, a milder one say: paths are weighted for
+        ``constraint``.
     chunk : int, optional
         Paths evaluated at once by "plain", "importance" and "smc", to bound memory.
     generator : torch.Generator, optional
         Source of randomness.
     device, dtype : optional
-        Of the paths; the device defaults to that of a network's parameters, else the CPU.
+        Of the paths; the device defaults to that of a network's parameters, else the CPU.  A
+        network must be of the same dtype.
 
     Returns
     -------
@@ -108,23 +111,24 @@ def log_probability(
     Raises
     ------
     ValueError
-        For an unknown method, an equality, or settings out of range.
+        For an unknown method, an event that the denoiser's samples are not for, an equality, or
+        settings out of range.
     """
     checks.choice("method", method, METHODS)
     checks.choice("rule", rule, paths.RULES)
-    if any(isinstance(part, Equality) for part in constraint.parts):
-        raise ValueError("the probability of an equality is zero; ask for C within an interval")
+    asked: dict[str, Any] = {"defensive": defensive, "pilot": pilot, "chunk": chunk}
+    arguments.weighted(denoiser, constraint, **asked, guidance=guidance)
     checks.count("samples", samples, 2)
     if method in ("smc", "subset"):
         if checks.count("runs", runs, 2) * 2 > samples:
             raise ValueError(f"runs must be at most half the samples, got {runs} and {samples}")
         samples -= samples % runs
-    if not 0 <= defensive < 1:
-        raise ValueError(f"defensive must lie in [0, 1), got {defensive}")
     checks.count("thin", thin)
+    if probes is not None:
+        checks.count("probes", probes, 2)
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     on: dict[str, Any] = {"rule": rule, "like": like, "generator": generator}
-    parts = [samples] if chunk is None else _parts(samples, checks.count("chunk", chunk, 2))
+    parts = [samples] if chunk is None else _parts(samples, chunk)
 
     sampler: dict[str, Any] = {
         "steps": steps,
@@ -187,7 +191,7 @@ def log_probability(
         again = pilot if arrived else 0  # of the results, diffused again
         evaluations = done.evaluations + (first + again) * steps
         products = evaluations * len(constraint.parts)
-        reasons = unchecked, trust.doubts(guidance, grid, done, again, generator)
+        reasons = unchecked, trust.doubts(guidance, grid, done, again, chunk, generator)
         warning = "; ".join(filter(None, reasons))
         return estimates.from_populations(
             method, done.log_probability, size, evaluations, products, warning
@@ -279,17 +283,19 @@ def twisted_samples(
     RuntimeError
         If no path reached the event.
     ValueError
-        For settings out of range.
+        As in `log_probability`.
     """
     checks.count("number", number)
+    asked: dict[str, Any] = {"defensive": defensive, "pilot": pilot, "chunk": chunk}
+    arguments.weighted(denoiser, constraint, **asked, guidance=guidance)
+    renewals = arguments.ratios("renewals", renewals)
     each = max(2, -(-number * checks.count("excess", excess) // checks.count("runs", runs)))
     grid, like = _sampler(denoiser, steps, spacing, ratios, device, dtype)
     on: dict[str, Any] = {"rule": checks.choice("rule", rule, paths.RULES), "like": like}
     on["generator"] = generator
     if not 0 <= until < math.inf:
         raise ValueError(f"until must not be negative, got {until}")
-    if renewals:  # what is refused is refused before anything is run
-        renewal.starts(constraint, paths.levels(denoiser, grid, like), renewals)
+    renewal.starts(paths.levels(denoiser, grid, like), renewals)
     below = EventGuidance(denoiser, constraint) if guidance is None else guidance
     if guidance is None:
         # paths that then follow moment matching are picked by it: odds keep some that it loses

@@ -10,12 +10,15 @@ call weighted samples that go on like this "resample-move").
 Twisted paths have few ancestors where the weights are uneven, and samples that share most of their
 path resemble one another.  A move at a low noise level is nearly always taken and changes little;
 at a high one it changes everything and is seldom taken: some moves at levels where one in two to
-ten is taken, then some further down, leave little of the resemblance.  What they hardly mend is a part
-of the event with fewer samples than its share: from low noise nothing is proposed in another part,
-and of what is proposed from high noise little stays in the event.
+ten is taken, then some further down, leave little of the resemblance.  What they hardly mend is a
+part of the event with fewer samples than its share: from low noise nothing is proposed in another
+part, and of what is proposed from high noise little stays in the event.
 
-The law is kept as well as the sampler keeps p(x_0): steps that lose a little of the variance, or a
-network that errs, put their own law from that level down in its place.
+The law is kept as well as the sampler keeps p(x_0) from that level down, and the error of many
+moves adds up.  Where the last steps of a sampler are all that is left they lose variance, for the
+last one returns a mean: on a standard normal number a hundred moves from the lowest of 48 levels,
+0.04, take off a seventh of the variance, and a thousand half.  A hundred from sigma/alpha = 1 leave
+it as it was, within 1 %.
 """
 
 from collections.abc import Sequence
@@ -25,29 +28,30 @@ from torch import Tensor
 
 from ddmlib import checks, noise, sampling
 from ddmlib.denoisers import Denoiser, diffuse
-from ddmlib.events.constraints import Equality, Event
+from ddmlib.events import arguments
+from ddmlib.events.constraints import Event
 from ddmlib.events.paths import RULES, levels
 
+ROUNDING = 1e-5  # relative, of a level
 
-def starts(event: Event, pairs: list[sampling.Level], renewals: Sequence[float]) -> list[int]:
+
+def starts(pairs: list[sampling.Level], renewals: Sequence[float]) -> list[int]:
     """Return the first of these levels at which sigma/alpha is no higher, for each renewal.
 
     Raises
     ------
     ValueError
-        For an equality, or a renewal above the highest level or with no step to take.
+        For one above the highest level, or with no step to take.
     """
-    if any(isinstance(part, Equality) for part in event.parts):
-        raise ValueError("renewals never end in an equality, whose probability is zero")
     found = [float(sigma / alpha) for alpha, sigma in pairs[:-1]]
+    # ends may be given as the numbers that the grid was made from, however levels are rounded
+    low, high = found[-1] * (1 - ROUNDING), found[0] * (1 + ROUNDING)
     for value in renewals:
-        checks.positive("renewals", value)
-        # the highest level may be given as the number that its grid was made from
-        if not found[-1] <= value <= found[0] * (1 + 1e-6):
+        if not low <= value <= high:
             raise ValueError(
                 f"renewals must be sigma/alpha from {found[-1]:.3g} to {found[0]:.3g}, got {value}"
             )
-    return [sum(ratio > value for ratio in found) for value in renewals]
+    return [sum(r > value for r in found[:-1]) for value in renewals]
 
 
 @torch.no_grad()
@@ -98,13 +102,15 @@ def renew(
         For an equality, samples of another shape, or a noise level without steps.
     """
     checks.choice("rule", rule, RULES)
-    if checks.is_tensor("x", x).shape[1:] != event.shape:
+    arguments.inequality(arguments.suited(denoiser, event))
+    renewals = arguments.ratios("renewals", renewals)
+    if checks.finite("x", x).shape[1:] != event.shape:
         raise ValueError(f"x must have shape (n, *{event.shape}), got {tuple(x.shape)}")
     size = len(x) if chunk is None else checks.count("chunk", chunk)
     grid = sampling.times_for(denoiser, steps, spacing=spacing, ratios=ratios)
     pairs = levels(denoiser, grid, x)
     taken = []
-    for first in starts(event, pairs, renewals):
+    for first in starts(pairs, renewals):
         moved = []
         for part in x.split(size):
             x_t = diffuse(part, *pairs[first], noise.normal_like(part, generator))

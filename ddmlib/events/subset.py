@@ -70,7 +70,8 @@ def subset_simulation(
     shape, steps = (n, *event.shape), len(grid) - 1
 
     def margins(xi: Tensor) -> Tensor:
-        return event.margin(denoiser.standardizer.inverse(sampler_map(denoiser, grid, xi, rule)))
+        x = denoiser.standardizer.inverse(sampler_map(denoiser, grid, xi, rule))
+        return event.sound_margin(x)
 
     def draw() -> Tensor:
         return noise.normal(

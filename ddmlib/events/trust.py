@@ -35,6 +35,7 @@ def doubts(
     grid: torch.Tensor,
     done: Paths,
     n: int,
+    chunk: int | None,
     generator: torch.Generator | None,
 ) -> str:
     """Return why the scatter of twisted populations understates their error, or an empty string.
@@ -45,12 +46,14 @@ def doubts(
         What ``done``, from `paths.twisted`, was made with.
     n : int
         Samples that are diffused again, one evaluation each a level; 0 for none.
+    chunk : int, optional
+        Of these, evaluated at once.
     """
     reasons = []
     if (fewest := float(done.fewest.sum())) < LEAST:
         reasons.append(f"at one level the weights left only {fewest:.3g} effective paths")
     if n:
-        share, ratio = overlooked(guidance, grid, done, n, generator)
+        share, ratio = overlooked(guidance, grid, done, n, chunk, generator)
         if share > BLIND:
             reasons.append(
                 f"at sigma/alpha = {ratio:.2g} the guidance takes {share:.0%} of the event's own "
@@ -65,13 +68,14 @@ def overlooked(
     grid: torch.Tensor,
     done: Paths,
     n: int,
+    chunk: int | None,
     generator: torch.Generator | None,
 ) -> tuple[float, float]:
     """Return the largest share over all levels of the event's own paths whose h_t is faint.
 
     Parameters
     ----------
-    guidance, grid, done, n
+    guidance, grid, done, n, chunk
         As in `doubts`; some weight must not be zero.
 
     Returns
@@ -84,7 +88,8 @@ def overlooked(
     found = []
     for level, log_mean in zip(levels(guidance, grid, x_0)[:-1], done.log_means, strict=True):
         x_t = diffuse(x_0, *level, noise.normal_like(x_0, generator))
-        log_h = log_twist(guidance.condition(x_t, *level), guidance.least)
+        known = [guidance.condition(part, *level) for part in x_t.split(chunk or n)]
+        log_h = torch.cat([log_twist(part, guidance.least) for part in known])
         share = (log_h < log_mean + math.log(FAINT)).double().mean()
         found.append((float(share), float(level[1] / level[0])))
     return max(found)
