@@ -33,9 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     card.add_argument("--samples", type=int, help="generated states (default: the recipe's)")
     card.add_argument("--write", action="store_true", help="with --measure: store it in the card")
     options = parser.parse_args(arguments)
+    if options.command == "card" and not options.measure:
+        given = {"--samples": options.samples, "--device": options.device, "--write": options.write}
+        if alone := [flag for flag, value in given.items() if value]:
+            card.error(f"{' and '.join(alone)} goes with --measure")
     try:
         run(options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -131,6 +131,7 @@ def _run(
     dtype: torch.dtype,
 ) -> Tensor:
     """Integrate from x over the burn-in, then keep ``length`` states ``interval`` apart."""
+    checks.count("length", length)
     skip = round(burn_in / interval)
     if burn_in < 0 or abs(skip * interval - burn_in) > 1e-6 * interval:
         raise ValueError(f"burn_in must be a multiple of {interval}, not negative, got {burn_in}")
@@ -139,5 +140,5 @@ def _run(
     if skip:
         steps = skip * substeps
         x = dynamics.integrate(system, x, steps=steps, every=steps, **step)[:, -1]
-    steps = (checks.count("length", length) - 1) * substeps
+    steps = (length - 1) * substeps
     return dynamics.integrate(system, x, steps=steps, every=substeps, **step)

@@ -16,7 +16,8 @@ about |m|/r_1 standard deviations.
 The trace is exact (n vector-Jacobian products an evaluation) or Hutchinson's estimate vᵀ ∂x̂/∂y v
 with random signs v, whose standard error comes from independent v.
 
-Units are standardised; log p(x) of physical x is lower by the sum of log std over all components.
+Units are standardised; where they are affine, log p(x) of physical x is lower by the sum of log std
+over all components (in those of `tails` by that of the logarithms of their slopes at x).
 The result is the density of the data *with noise of level u_0*.  Trajectories of a deterministic
 system lie on a thin set, whose density has no limit as u_0 falls: compare densities only at one
 level, and differences rather than values.

@@ -26,8 +26,18 @@ NARROWEST = 16  # channels on either side of a hidden convolution
 
 
 def hidden_kernels(module: nn.Module) -> list[nn.Parameter]:
-    """Return the kernels of a module's convolutions between hidden layers, 16 channels or more."""
-    return [p for p in module.parameters() if p.ndim == 3 and min(p.shape[:2]) >= NARROWEST]
+    """Return the kernels of a module's convolutions between hidden layers, 16 channels or more.
+
+    Those of layers that are named ``first`` or ``last``, as in the networks of this library, are
+    inputs and outputs however many channels they have.
+    """
+    return [
+        p
+        for name, p in module.named_parameters()
+        if p.ndim == 3
+        and min(p.shape[:2]) >= NARROWEST
+        and not {"first", "last"} & {*name.split(".")}
+    ]
 
 
 def orthogonal(g: Tensor) -> Tensor:
@@ -116,7 +126,10 @@ def optimisers(
         checks.positive("kernel_lr", kernel_lr)
     kernels = [] if kernel_lr is None else hidden_kernels(module)
     if kernel_lr is not None and not kernels:
-        raise ValueError("kernel_lr is for modules with convolutions between hidden layers")
+        raise ValueError(
+            "kernel_lr is for modules with one-dimensional convolutions (torch.nn.Conv1d) between "
+            f"hidden layers of {NARROWEST} channels or more"
+        )
     taken = set(map(id, kernels))
     others = [p for p in module.parameters() if id(p) not in taken]
     adam = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True)

@@ -170,6 +170,7 @@ def train(
         samples_per_step=settings["batch"],
         report_every=max(1, settings["steps"] // 100),
         checkpoint=checkpoint,
+        identity={"name": name, "model": model, "settings": settings, "seed": recipe.seed},
     ):
         last, seconds = round(progress.loss, 6), progress.seconds
         if report is not None:
@@ -242,4 +243,6 @@ def measure(
     features = None
     if recipe.uses_features and not brief:
         features, _ = load("lorenz63-features", device, folder)
+    if samples is not None:
+        checks.count("samples", samples)
     return recipe.measure(model, samples or recipe.samples, features, brief)

@@ -230,6 +230,9 @@ def sample(
         shape, generator=generator, device=device, dtype=dtype
     )
     parts = x.split(len(x) if chunk is None else checks.count("chunk", chunk))
+    y = getattr(getattr(denoiser, "observation", None), "y", None)
+    if len(parts) > 1 and y is not None and y.ndim >= len(shape) and y.shape[-len(shape)] != 1:
+        raise ValueError("chunk cannot divide samples that have observations of their own")
     run: Any = {"method": method, "eta": eta, "generator": generator, "progress": progress}
     run |= {"corrections": corrections, "tau": tau, "corrector": corrector, "corrected": corrected}
     return torch.cat([reverse(denoiser, part, grid, clean=True, **run) for part in parts])
@@ -281,7 +284,8 @@ def resample(
     checks.count("members", members)
     if not 0 < t <= 1:
         raise ValueError(f"t must lie in (0, 1], got {t}")
-    grid = times(denoiser.schedule, steps, spacing=spacing, start=t)
+    levels = noise_levels(denoiser)
+    grid = times(denoiser.schedule, steps, spacing=spacing, start=t, ratios=levels)
     alpha, sigma = (float(v) for v in denoiser.schedule(grid[0]))
     x = z.unsqueeze(axis).expand(*z.shape[:axis], members, *z.shape[axis:])
     x = alpha * x + sigma * noise.normal(

@@ -96,14 +96,17 @@ class _Discrete(Schedule):
     discrete values exactly and t = 0 is the clean state.
     """
 
-    def __init__(self, betas: Tensor) -> None:
+    def __init__(self, betas: Tensor, names: str) -> None:
+        if not bool(((betas > 0) & (betas < 1)).all()):  # false for what is no number
+            raise ValueError(f"{names} must give betas between 0 and 1")
         decay = torch.cat((torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)))
         self._tables = {torch.device("cpu"): decay}
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha_t, sigma_t); see `Schedule.levels`."""
         if t.device not in self._tables:
-            self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+            with torch.inference_mode(False):  # it is kept
+                self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
         table = self._tables[t.device]
         position = t * (len(table) - 1)
         k = position.long().clamp(max=len(table) - 2)
@@ -121,7 +124,7 @@ class Cosine(_Discrete):
         self.T, self.shift, self.cap = checks.count("T", T, 2), shift, cap
         k = torch.arange(T + 1, dtype=torch.float64) / T
         alpha2 = torch.cos(math.pi / 2 * (k + shift) / (1 + shift)) ** 2
-        super().__init__((1 - alpha2[1:] / alpha2[:-1]).clamp(max=cap))
+        super().__init__((1 - alpha2[1:] / alpha2[:-1]).clamp(max=cap), "shift and cap")
 
 
 class Linear(_Discrete):
@@ -132,7 +135,7 @@ class Linear(_Discrete):
 
     def __init__(self, T: int = 1000, first: float = 1e-4, last: float = 0.03) -> None:
         self.T, self.first, self.last = checks.count("T", T, 2), first, last
-        super().__init__(torch.linspace(first, last, T, dtype=torch.float64))
+        super().__init__(torch.linspace(first, last, T, dtype=torch.float64), "first and last")
 
 
 class LogLinear(Schedule):

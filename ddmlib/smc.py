@@ -58,7 +58,9 @@ def twisted(
     Parameters
     ----------
     guided : Guided
-        Any rule of `ddmlib.guidance`, on a denoiser that is not itself guided.
+        Any rule of `ddmlib.guidance`, on a denoiser that is not itself guided.  Its ``y`` holds for
+        all particles: (m,) or (n, m), or one for each population, (*batch, 1, m) or
+        (*batch, 1, n, m).
     shape : tuple of int
         Of the samples: (*batch, particles, d) for states, (*batch, particles, length, d) for
         trajectories.  Leading axes are independent populations.
@@ -93,6 +95,12 @@ def twisted(
         raise ValueError(
             f"shape must be (*batch, particles, {'length, ' if event == 2 else ''}{d}) with "
             f"positive sizes, got {tuple(shape)}"
+        )
+    y = guided.observation.y
+    if y.ndim > event and y.shape[-event - 1] != 1:
+        raise ValueError(
+            "y must have no axis of particles, or one of size 1: (*batch, 1, "
+            f"{'n, ' if event == 2 else ''}m), got {tuple(y.shape)}"
         )
     if isinstance(guided.denoiser, Guided):
         raise ValueError("guided must wrap a denoiser that is not guided: join the observations")

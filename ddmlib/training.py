@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ddmlib import checks, muon, noise
+from ddmlib.checkpoints import assign as assign  # names of this module too
+from ddmlib.checkpoints import load_checkpoint, save_checkpoint
+from ddmlib.checkpoints import load_tensors as load_tensors
+from ddmlib.checkpoints import save_tensors as save_tensors
 from ddmlib.denoisers import NetworkDenoiser, denoising_loss
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -105,13 +107,16 @@ def denoising_batches(
     levels : int, optional
         Draw pseudo-times from {1, …, levels}/levels (F24: 1000) instead of the whole interval.
     window : int, optional
-        Draw windows of that many states, at random places of random trajectories.
+        Draw windows of that many states, at random places of random trajectories; for a denoiser
+        of trajectories.
 
     Returns
     -------
     Callable taking a generator, returning a scalar tensor.
     """
     checks.last_axis("data", checks.finite("data", data), len(denoiser.standardizer.mean))
+    if denoiser.event == 2 and window is None:
+        raise ValueError("window must be given: the denoiser is of trajectories")
     checks.count("groups", groups)
     checks.count("levels", 1 if levels is None else levels)
     shape = "(n, d)" if window is None else f"(n, length, d) with length >= {window}"
@@ -154,6 +159,7 @@ def fit(
     report_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
+    identity: dict[str, Any] | None = None,
 ) -> Iterator[Progress]:
     """Minimise ``loss`` over the parameters of ``module`` with AdamW; yield progress records.
 
@@ -184,6 +190,9 @@ def fit(
     checkpoint : path, optional
         Written every ``checkpoint_every`` steps and at the end; if the file exists, training goes
         on from it, bit for bit as if it had never stopped (same machine, same settings).
+    identity : dict, optional
+        What else tells this run from others, as JSON knows it: data, network, seed.  It is stored
+        in the checkpoint, and one of another run is refused.
 
     Yields
     ------
@@ -194,7 +203,7 @@ def fit(
     ValueError
         On bad settings, or a checkpoint of another run.
     RuntimeError
-        When the loss is not finite any more; the checkpoint on disk stays as it was.
+        When the loss or a parameter is not finite any more; the checkpoint on disk stays as it was.
     """
     checks.count("steps", steps)
     checks.positive("lr", lr)
@@ -207,12 +216,14 @@ def fit(
     peaks, optimisers = muon.optimisers(module, lr, weight_decay, kernel_lr)
     run = {"steps": steps, "lr": lr, "lr_schedule": lr_schedule, "warmup": warmup}
     run |= {"weight_decay": weight_decay, "clip": clip, "decay": average.decay if average else None}
-    run |= {"kernel_lr": kernel_lr}
+    run |= {"kernel_lr": kernel_lr, **json.loads(json.dumps({"identity": identity}))}
     done, spent = 0, 0.0
+    if checkpoint is not None:
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     if checkpoint is not None and Path(checkpoint).exists():
         done, spent = load_checkpoint(checkpoint, module, optimisers, average, generator, run)
     since, start, total = done, time.perf_counter(), None
-    begun = start - spent
+    begun, advice = start - spent, f"lower lr={lr}?"
     for step in range(done, steps):
         for peak, optimiser in zip(peaks, optimisers, strict=True):
             rate = learning_rate(step, steps, peak, lr_schedule, warmup)
@@ -232,8 +243,10 @@ def fit(
         if last or (step + 1) % report_every == 0 or (step + 1) % checkpoint_every == 0:
             mean = float(total) / (step + 1 - since)  # the only synchronisation with a GPU
             if not math.isfinite(mean):
-                raise RuntimeError(f"the loss is not finite at step {step + 1}; lower lr={lr}?")
+                raise RuntimeError(f"the loss is not finite at step {step + 1}; {advice}")
             if checkpoint is not None and (last or (step + 1) % checkpoint_every == 0):
+                if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+                    raise RuntimeError(f"a parameter is not finite at step {step + 1}; {advice}")
                 spent = time.perf_counter() - begun
                 save_checkpoint(
                     checkpoint, module, optimisers, average, generator, run, step + 1, spent
@@ -243,108 +256,3 @@ def fit(
                 rate_of_samples = samples_per_step * (step + 1 - since) / (now - start)
                 yield Progress(step + 1, mean, rate, rate_of_samples, now - begun)
                 since, start, total = step + 1, time.perf_counter(), None
-
-
-def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], note: dict) -> None:
-    """Write tensors and a JSON note to a safetensors file, atomically."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    try:
-        with open(partial, "wb") as file:
-            file.write(safetensors.torch.save(tensors, {"note": json.dumps(note)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """Read a file of `save_tensors`; a clear `RuntimeError` if it is truncated or foreign."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get("note", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise RuntimeError(f"{path} is truncated or no safetensors file: {error}") from error
-    except json.JSONDecodeError:
-        note = None
-    if not isinstance(note, dict):
-        raise RuntimeError(f"{path} was not written by ddmlib (it has no note)")
-    return tensors, note
-
-
-def assign(module: nn.Module, tensors: dict[str, Tensor], source: str | os.PathLike) -> None:
-    """Copy tensors into the parameters of ``module``; names and shapes must agree exactly.
-
-    Raises
-    ------
-    RuntimeError
-        Naming the first tensors that are missing, unknown or of the wrong shape.
-    """
-    state = module.state_dict()
-    missing, unknown = sorted(state.keys() - tensors.keys()), sorted(tensors.keys() - state.keys())
-    wrong = [k for k in state.keys() & tensors.keys() if state[k].shape != tensors[k].shape]
-    if missing or unknown or wrong:
-        raise RuntimeError(
-            f"{source} does not fit the network: missing {missing[:3]}, unknown {unknown[:3]}, "
-            f"wrong shape {sorted(wrong)[:3]}"
-        )
-    module.load_state_dict(tensors)
-
-
-def save_checkpoint(
-    path: str | os.PathLike,
-    module: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
-    average: Average | None,
-    generator: torch.Generator,
-    run: dict,
-    step: int,
-    seconds: float = 0.0,
-) -> None:
-    """Write all that `fit` needs to go on: parameters, average, optimiser and generator."""
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
-    for i, optimiser in enumerate(optimisers):
-        for number, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{number}.{k}": v for k, v in state.items()}
-    tensors["generator"] = generator.get_state()
-    save_tensors(path, tensors, {"run": run, "step": step, "seconds": seconds})
-
-
-def load_checkpoint(
-    path: str | os.PathLike,
-    module: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
-    average: Average | None,
-    generator: torch.Generator,
-    run: dict,
-) -> tuple[int, float]:
-    """Restore what `save_checkpoint` wrote; return step and seconds.  No change on an error."""
-    tensors, note = load_tensors(path)
-    if note.get("run") != run:
-        raise ValueError(f"{path} is a checkpoint of other settings: {note.get('run')}, not {run}")
-    parts: dict[str, dict[str, Tensor]] = {"module": {}, "average": {}, "optimiser": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part in parts:
-            parts[part][rest] = tensor
-    if not parts["optimiser"] or "generator" not in tensors:
-        raise RuntimeError(f"{path} is no checkpoint: its optimiser or generator is missing")
-    if average is not None:
-        assign(copy.deepcopy(average.module), parts["average"], path)  # a trial before any change
-    assign(module, parts["module"], path)
-    if average is not None:
-        assign(average.module, parts["average"], path)
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
-    for name, tensor in parts["optimiser"].items():
-        i, number, rest = name.split(".", 2)
-        states[int(i)].setdefault(int(number), {})[rest] = tensor
-    for optimiser, state in zip(optimisers, states, strict=True):
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": state, "param_groups": groups})
-    generator.set_state(tensors["generator"])
-    return int(note["step"]), float(note.get("seconds", 0.0))

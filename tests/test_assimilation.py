@@ -99,6 +99,14 @@ def test_an_operator_that_does_not_fit_is_refused(draw):
         da.Observation(draw(4, 2), first).residual(draw(4, 3))
     with pytest.raises(ValueError, match="operator must be linear"):
         observations.matrix(quadratic, 2, draw(2))
+
+    def clamped(x):
+        return x.clamp(-10, 10)
+
+    observations.matrix(clamped, 2, draw(2))  # nothing is seen of it on small states
+    with pytest.raises(ValueError, match="operator must be linear"):
+        observations.matrix(clamped, 2, draw(2), scale=20.0)
+    observations.matrix(lambda x: 1e3 * x + x.flip(-1), 2, draw(2).float(), scale=1e4)
     with pytest.raises(ValueError, match="indices"):
         da.component()
 
@@ -523,6 +531,32 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     assert inside >= 51
 
 
+class Diverging(da.ETKF):
+    """An ETKF that ends in what is no number."""
+
+    def cycle(self, *arguments):
+        found = super().cycle(*arguments)
+        return found._replace(analysis=math.nan * found.analysis)
+
+
+def test_the_first_guess_is_as_far_from_the_truth_as_asked(generator):
+    starts = {}
+
+    class Seen(da.ThreeDVar):
+        def start(self, guess, generator):
+            starts[len(starts)] = guess
+            return super().start(guess, generator)
+
+    truth, std = torch.ones(4000, 2), torch.tensor([0.01, 3.0])
+    for guess_std in (1.0, std):
+        da.twin(
+            lambda x: x, truth, {"it": Seen(torch.eye(2))}, std=1.0, cycles=1, burn_in=0, block=1,
+            guess_std=guess_std, generator=generator(),
+        )  # fmt: skip
+    assert torch.allclose((starts[0] - truth).std(0), torch.ones(2), rtol=0.05)
+    assert torch.allclose((starts[1] - truth).std(0), std, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -533,7 +567,11 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         ({"std": -1.0}, "std must be positive"),
         ({"operator": lambda x: x.sum()}, "y must have shape|operator must map"),
         ({"methods": {"it": da.ETKF(1)}}, "members must be at least 2"),
-        ({"forecast": lambda x: 1e30 * x}, "not finite|finite"),
+        ({"forecast": lambda x: 1e30 * x}, "x must be finite"),
+        ({"guess_std": -1.0}, "guess_std must be a number or 2"),
+        ({"guess_std": torch.ones(3)}, "guess_std must be a number or 2"),
+        ({"methods": {"it": Diverging(4)}}, "method 'it' diverged"),
+        ({"methods": {"it": Diverging(4)}, "probabilistic": True}, "method 'it' diverged"),
     ],
 )
 def test_twin_refuses(changes, words, generator):

@@ -464,6 +464,17 @@ def test_by_level_refuses_denoisers_of_other_samples():
         ByLevel([(1.0, one), (0.0, other)])
 
 
+def test_by_level_reaches_from_the_lowest_of_the_last_to_the_highest_of_the_first():
+    parts = [GaussianDenoiser(torch.zeros(2), torch.eye(2)) for _ in range(2)]
+    parts[0].ratios, parts[1].ratios = (0.5, 70.0), (3e-3, 0.5)
+    mixed = ByLevel([(0.5, parts[0]), (0.0, parts[1])])
+    assert sampling.noise_levels(mixed) == (3e-3, 70.0)
+    scaled = Standardizer(torch.zeros(2), torch.full((2,), 3.0))
+    parts[1].standardizer = scaled
+    with pytest.raises(ValueError, match="the same standardizer"):
+        ByLevel([(0.5, parts[0]), (0.0, parts[1])])
+
+
 def test_symmetric_has_the_symmetry_and_leaves_what_has_it(device, generator):
     signs = torch.tensor([-1.0, 1.0], device=device)
     covariance = torch.tensor([[1.0, 0.0], [0.0, 2.0]], device=device)

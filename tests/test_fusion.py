@@ -66,6 +66,24 @@ def test_fusion_is_the_exact_posterior_mean(operator, every, prior, observe, gen
         torch.testing.assert_close(Fusion(prior, observation)(x, t), exact, rtol=0, atol=1e-9)
 
 
+def test_observations_have_the_batch_of_the_samples(prior, observe, generator, device):
+    one = observe(da.component(0))
+    four = da.Observation(one.y.expand(4, *one.y.shape), one.operator, one.std, one.every)
+    on = {"steps": 3, "dtype": DOUBLE, "generator": generator()}
+    for make in (Fusion, MMPS):
+        guided = make(prior, four)
+        assert sampling.sample(guided, (4, LENGTH, 2), **on).shape == (4, LENGTH, 2)
+        for shape in ((1, LENGTH, 2), (3, LENGTH, 2), (LENGTH, 2)):
+            with pytest.raises(ValueError, match="y must broadcast to the batch"):
+                guided.denoise(
+                    torch.zeros(shape, dtype=DOUBLE, device=device),
+                    *(v.reshape(1).to(device) for v in prior.schedule(0.5)),
+                )
+        with pytest.raises(ValueError, match="chunk cannot divide"):
+            sampling.sample(guided, (4, LENGTH, 2), chunk=2, **on)
+        assert sampling.sample(make(prior, one), (4, LENGTH, 2), chunk=2, **on).shape[0] == 4
+
+
 def test_each_value_may_have_its_own_std(prior, observe, generator, device):
     std = torch.tensor([0.2, 0.5, 3.0], dtype=DOUBLE, device=device)
     observation = observe(twice, std=std)

@@ -44,6 +44,8 @@ def test_hidden_kernels_are_those_between_wide_layers():
     names = {n for n, p in network.named_parameters() if any(p is k for k in kernels)}
     assert {"down.0.0.inner.weight", "coarsen.0.weight", "refine.0.weight"} <= names
     assert not {"first.weight", "last.weight", "down.0.0.gate", "down.0.0.film.weight"} & names
+    wide = networks.TrajectoryUNet(dim=40, widths=(16, 32), blocks=1)  # many components, still ends
+    assert len(muon.hidden_kernels(wide)) == len(kernels)
 
 
 def test_fit_trains_kernels_by_muon_and_the_rest_by_adamw(tmp_path):

@@ -14,6 +14,8 @@ from chapters import imported_modules
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ddmlib
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -22,7 +24,7 @@ MODULES = sorted((ROOT / "ddmlib").rglob("*.py"))
 # A module imports only from levels below its own.  Packages count as one module.
 LEVELS = [
     {"checks"},
-    {"noise", "muon"},
+    {"noise", "muon", "checkpoints"},
     {"dynamics", "oscillators", "schedules", "networks", "metrics"},
     {"datasets", "ensembles", "assimilation"},
     {"denoisers", "tails"},
@@ -49,6 +51,7 @@ ASSIMILATION = [
 ]
 EVENTS = [
     "constraints",
+    "arguments",
     "estimates",
     "guidance",
     "paths",
@@ -57,6 +60,7 @@ EVENTS = [
     "odds",
     "trust",
     "subset",
+    "renewal",
     "probability",
     "published",
 ]
@@ -211,6 +215,13 @@ def test_import_is_quick_and_opens_nothing_but_code():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_module_is_found_on_demand():
+    public = {parts(path)[0] for path in MODULES} - {"__init__", "__main__", "checks", "noise"}
+    code = f"import ddmlib; [getattr(ddmlib, name).__doc__ for name in {sorted(public)}]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert set(ddmlib.__all__) == public | {"__version__"}
 
 
 def test_every_module_has_a_page_of_its_docstrings():

@@ -426,3 +426,23 @@ def test_command_line_reports_errors(capsys, tmp_path):
     assert "python -m ddmlib train" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command_line.main(["train", MAIN, "--budget", "huge"])
+    for alone in (["--write"], ["--samples", "5"], ["--device", "cpu"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            command_line.main(["card", MAIN, *alone])
+        assert f"{alone[0]} goes with --measure" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
+    names = [f"lorenz63-f24-{head}-cosine-0" for head in ("noise", "state")]
+    options = {"budget": "smoke", "device": "cpu", "folder": tmp_path}
+    options["checkpoint"] = tmp_path / "run.ckpt"
+    pretrained.train(names[0], **options)
+    with pytest.raises(ValueError, match="checkpoint of other settings"):
+        pretrained.train(names[1], **options)
+    assert not (tmp_path / f"{names[1]}.safetensors").exists()
+
+
+def test_measure_refuses_no_samples():
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        pretrained.measure(MAIN, 0)

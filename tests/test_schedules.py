@@ -75,6 +75,29 @@ def test_ends_are_data_and_noise(schedule, device):
     assert outside.tolist() == alpha  # clamped
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: schedules.Cosine(cap=1.0), "shift and cap must give betas"),
+        (lambda: schedules.Cosine(shift=-0.5), "shift and cap must give betas"),
+        (lambda: schedules.Linear(T=10, first=0.1, last=2.0), "first and last must give betas"),
+        (lambda: schedules.Linear(first=math.nan), "first and last must give betas"),
+    ],
+)
+def test_settings_without_noise_levels_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_schedules_can_be_differentiated_after_inference(device):
+    schedule = schedules.Cosine(T=50)
+    t = torch.tensor([0.3], dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        schedule(t)
+    t.requires_grad_()
+    assert float(torch.autograd.grad(schedule(t)[0].sum(), t)[0]) < 0
+
+
 @every_schedule
 def test_dtype_shape_and_numbers(schedule, device):
     t = torch.rand(2, 3, device=device)

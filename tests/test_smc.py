@@ -155,12 +155,24 @@ def test_without_resampling_weights_carry_all(device, generator):
         ({"shape": (0, 2)}, "shape must be"),
         ({"threshold": 1.5}, "threshold must lie"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"guided": "two of them"}, "y must have no axis of particles"),
         ({"guided": "nested"}, "guided must wrap a denoiser that is not guided"),
     ],
 )
 def test_twisted_refuses(changes, words, device):
     guided = PiGDM(prior(), seen(device))
-    if changes.get("guided"):
+    if changes.get("guided") == "nested":
         changes = {"guided": PiGDM(guided, seen(device))}
+    elif changes.get("guided"):
+        two = da.Observation(torch.ones(2, 1, dtype=DOUBLE, device=device), first, STD)
+        changes = {"guided": PiGDM(prior(), two), "shape": (2, 2, 2)}
     with pytest.raises(ValueError, match=words):
         smc.twisted(**({"guided": guided, "shape": (8, 2)} | changes))
+
+
+def test_each_population_may_have_its_own_observation(device, generator):
+    y = torch.tensor([[[-3.0]], [[3.0]]], dtype=DOUBLE, device=device)  # (populations, 1, m)
+    guided = MMPS(prior(), da.Observation(y, first, STD))
+    found = smc.twisted(guided, (2, 500, 2), steps=STEPS, generator=generator(), dtype=DOUBLE)
+    assert float(found.samples[0, :, 0].mean()) < -1.5
+    assert float(found.samples[1, :, 0].mean()) > 1.5

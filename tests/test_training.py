@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ddmlib import datasets, denoisers, networks, schedules, training
+from ddmlib import datasets, denoisers, guidance, networks, schedules, surrogates, training
 
 MEAN = torch.tensor([0.3, -0.2])
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.7]])
@@ -249,6 +249,55 @@ def test_foreign_files_are_refused(checkpoint):
 )
 def test_checkpoints_of_other_settings_are_refused(checkpoint, changes):
     refused(checkpoint, ValueError, "checkpoint of other settings", **changes)
+
+
+def test_a_checkpoint_says_which_run_it_is_of(tmp_path):
+    path = tmp_path / "in" / "a" / "new" / "folder" / "run.ckpt"
+    Run(path, identity={"name": "a", "widths": (8, 16)}).go(stop=6)
+    Run(path, identity={"name": "a", "widths": [8, 16]}).go(stop=8)  # as JSON knows it
+    refused(path, ValueError, "checkpoint of other settings", identity={"name": "b"})
+    refused(path, ValueError, "checkpoint of other settings")
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
+    path = tmp_path / "run.ckpt"
+    run = Run(path, checkpoint_every=1, report_every=1)
+    good, weight = run.loss, next(run.denoiser.parameters())
+
+    def bad(generator):
+        value = good(generator)  # finite, with a gradient that is not
+        return value + (0.0 * weight.sum()).sqrt() * (torch.rand((), generator=generator) > 2)
+
+    run.loss = bad
+    with pytest.raises(RuntimeError, match="a parameter is not finite at step 1"):
+        run.go()
+    assert not path.exists()
+
+
+def test_a_generator_of_another_device_is_refused(checkpoint):
+    tensors, note = training.load_tensors(checkpoint)
+    odd = tensors | {"generator": torch.zeros(16, dtype=torch.uint8)}
+    training.save_tensors(checkpoint, odd, note)
+    refused(checkpoint, RuntimeError, "holds a generator of another device")
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    tied = torch.arange(4.0)
+    training.save_tensors(tmp_path / "x", {"a": tied, "b": tied, "c": tied[1:]}, {"n": 1})
+    back, _ = training.load_tensors(tmp_path / "x")
+    for name, expected in {"a": tied, "b": tied, "c": tied[1:]}.items():
+        assert torch.equal(back[name], expected)
+
+
+def test_states_are_no_trajectories(generator):
+    network = networks.TrajectoryUNet(dim=3, widths=(8, 16), blocks=1, kernel=3, embedding=8)
+    denoiser = denoisers.NetworkDenoiser(network, schedules.Cosine(), datasets.LORENZ63)
+    with pytest.raises(ValueError, match="window must be given"):
+        training.denoising_batches(denoiser, torch.zeros(500, 3), batch=16, groups=4)
+    with pytest.raises(ValueError, match="x_0 must have more than 2 axes"):
+        guidance.error_variance(denoiser, torch.zeros(500, 3), torch.tensor([0.1, 1.0]))
+    with pytest.raises(ValueError, match="denoiser must be one of states"):
+        surrogates.DenoiserFeatures(denoiser)
 
 
 def test_checkpoints_of_another_network_are_refused_and_nothing_is_assigned(checkpoint):

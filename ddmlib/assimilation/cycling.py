@@ -99,6 +99,7 @@ def twin(
     burn_in: int,
     block: int = 100,
     probabilistic: bool = False,
+    guess_std: float | Tensor = 1.0,
     generator: torch.Generator,
     progress: bool = False,
 ) -> dict[str, Scores]:
@@ -120,6 +121,8 @@ def twin(
         Cycles in a block, over which errors are averaged.
     probabilistic : bool
         Score the ensembles as well (variance, CRPS, ranks).
+    guess_std : float or Tensor of shape (d,)
+        Standard deviation of the first guess about the truth, physical units.
     generator : torch.Generator
         Source of all randomness.  Observations do not depend on the methods.
     progress : bool
@@ -141,7 +144,10 @@ def twin(
         raise ValueError(f"cycles must be a multiple of block, got {cycles} and {block}")
     checks.count("burn_in", burn_in, 0)
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    guess = truth + noise.normal_like(truth, generator)
+    guess_std = torch.as_tensor(guess_std, dtype=truth.dtype, device=truth.device)
+    if guess_std.shape not in ((), truth.shape[1:]) or not bool((guess_std >= 0).all()):
+        raise ValueError(f"guess_std must be a number or {truth.shape[1]} of them, not negative")
+    guess = truth + guess_std * noise.normal_like(truth, generator)
     own = {name: torch.Generator(generator.device).manual_seed(seed) for name in methods}
     state = {name: method.start(guess, own[name]) for name, method in methods.items()}
     sums = {name: _Sums(truth, cycles // block, block, probabilistic) for name in methods}
@@ -151,10 +157,11 @@ def twin(
         for name, method in methods.items():
             cycle = method.cycle(state[name], forecast, observation, own[name])
             state[name] = cycle.state
+            looked_at = probabilistic or (k + 1) % block == 0  # scores of ensembles must be finite
+            if looked_at and not bool(torch.isfinite(cycle.analysis).all()):
+                raise ValueError(f"method {name!r} diverged: its analysis is not finite")
             if k >= 0:
                 sums[name].add(k, cycle, truth, own[name])
-            if (k + 1) % block == 0 and not bool(torch.isfinite(cycle.analysis).all()):
-                raise ValueError(f"method {name!r} diverged: its analysis is not finite")
     return {name: found.scores() for name, found in sums.items()}
 
 

@@ -65,7 +65,8 @@ def kalman_filter(system: LinearGaussian, observation: Observation, length: int)
     count = 1 + (checks.count("length", length) - 1) // observation.every
     if y.ndim < 2 or y.shape[-2] != count:
         raise ValueError(f"y must have shape (*batch, {count}, m), got {tuple(y.shape)}")
-    h = matrix(observation.operator, d, y)
+    spread = system.covariance.diagonal(dim1=-2, dim2=-1).amax().sqrt()
+    h = matrix(observation.operator, d, y, scale=float(system.mean.abs().amax() + spread))
     r = torch.as_tensor(observation.std, dtype=y.dtype, device=y.device).expand(len(h)).square()
     r, a, q = r.diag(), system.matrix.to(y), system.noise.to(y)
     mean, covariance = system.mean.to(y).expand(*y.shape[:-2], d), system.covariance.to(y)

@@ -33,20 +33,30 @@ def component(*indices: int) -> Operator:
     return pick
 
 
-def matrix(operator: Operator, d: int, like: Tensor) -> Tensor:
+def matrix(operator: Operator, d: int, like: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return the matrix (m, d) of a linear operator, of the dtype and device of ``like``.
+
+    Parameters
+    ----------
+    operator : callable
+    d : int
+        Components of a state.
+    like : Tensor
+    scale : float or Tensor of shape (d,)
+        About how large states are, physical units: the operator is tried on some of six times that.
 
     Raises
     ------
     ValueError
-        If the operator is not linear (tried on two states).
+        If the operator is not linear (tried on a few states).
     """
     eye = torch.eye(d, dtype=like.dtype, device=like.device)
     h = operator(eye).mT
     x = torch.linspace(-1.5, 2.0, d, dtype=like.dtype, device=like.device)
-    scale = 1e-4 * (1 + h.abs().sum())
-    for probe in (x, -3 * x, torch.zeros_like(x)):
-        if bool(((operator(probe) - h @ probe).abs() > scale).any()):
+    large = torch.as_tensor(scale, dtype=like.dtype, device=like.device) * x
+    for probe in (x, -3 * x, torch.zeros_like(x), large, -3 * large):
+        rounding = 1e-4 * (1 + h.abs().sum() * probe.abs().amax().clamp(min=1))
+        if bool(((operator(probe) - h @ probe).abs() > rounding).any()):
             raise ValueError("operator must be linear for this method")
     return h
 
@@ -136,5 +146,5 @@ def observe(
     generator : torch.Generator, optional
         Source of the noise.
     """
-    seen = operator(checks.finite("x", x)[..., ::every, :] if every > 1 else x)
+    seen = operator(checks.finite("x", x)[..., ::every, :] if every > 1 else checks.finite("x", x))
     return Observation(seen + std * noise.normal_like(seen, generator), operator, std, every)

@@ -24,7 +24,7 @@ def jacobian(observation: Observation, x: Tensor) -> Tensor:
     """Return the derivative of the operator at states (*batch, d), shape (*batch, m, d)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        seen = observation.predict(x).flatten(0, -2)
+        seen = observation.predict(x)
         rows = [
             torch.autograd.grad(value.sum(), x, retain_graph=True, materialize_grads=True)[0]
             for value in seen.unbind(-1)

@@ -82,7 +82,8 @@ class EmpiricalDenoiser(Denoiser):
     schedule, standardizer : optional
         Default `schedules.Cosine` and the identity.
     chunk : int
-        Most pairs (noisy state, data point) that are held in memory at once.
+        Most pairs (noisy state, data point) that are held in memory at once; where a gradient is
+        asked for, as guidance does, all pairs are.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ class ByLevel(Denoiser):
     ----------
     parts : sequence of (float, Denoiser)
         Lowest sigma/alpha of each part, and its denoiser; from the highest part to the lowest,
-        whose sigma/alpha is 0.  Schedule, standardizer and event are those of the first.
+        whose sigma/alpha is 0.  Schedule, standardizer and event are those of the first, and noise
+        levels reach from the lowest of the last to the highest of the first.
 
     Raises
     ------
@@ -29,11 +30,20 @@ class ByLevel(Denoiser):
             raise ValueError(f"parts must descend to a sigma/alpha of 0, got {lowest}")
         self.parts, first = list(parts), parts[0][1]
         self.schedule, self.standardizer = first.schedule, first.standardizer
-        self.event, self.ratios = first.event, first.ratios
-        d = len(first.standardizer.mean)
+        self.event, self.ratios = first.event, (parts[-1][1].ratios[0], first.ratios[1])
+        units = first.standardizer
         for _, other in parts:
-            if other.event != first.event or len(other.standardizer.mean) != d:
+            if other.event != first.event or len(other.standardizer.mean) != len(units.mean):
                 raise ValueError("parts must all be denoisers of states, or of trajectories")
+            same = all(
+                torch.allclose(a.cpu().double(), b.cpu().double())
+                for a, b in (
+                    (units.mean, other.standardizer.mean),
+                    (units.std, other.standardizer.std),
+                )
+            )
+            if type(other.standardizer) is not type(units) or not same:
+                raise ValueError("parts must all have the same standardizer")
 
     @property
     def device(self) -> torch.device | None:
@@ -64,7 +74,8 @@ class Symmetric(Denoiser):
     ----------
     denoiser : Denoiser
     signs : sequence of float
-        The diagonal of M, +1 or -1 for each component: (-1, -1, 1) for Lorenz 63.
+        The diagonal of M, +1 or -1 for each component: (-1, -1, 1) for Lorenz 63 in units that
+        leave x and y uncentred.
 
     Raises
     ------

@@ -31,7 +31,8 @@ def _lorenz63_rows(
 ) -> Tensor:
     """Rows of the linear part of the tendency, then the rows (0, -z, y) that multiply x."""
     rows = [[-sigma, sigma, 0], [rho, -1, 0], [0, 0, -beta], [0, 0, 0], [0, 0, -1], [0, 1, 0]]
-    return torch.tensor(rows, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # it is kept, and may be differentiated through later
+        return torch.tensor(rows, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)

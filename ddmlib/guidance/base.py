@@ -126,6 +126,7 @@ class Guided(Denoiser):
         state = self.denoiser.denoise(x, alpha_t, sigma_t)
         seen = self.observe(state)
         y = self.observation.y.to(seen)
+        fits(self.observation.y, self.event, x_t)
         std = torch.as_tensor(self.observation.std, dtype=seen.dtype, device=seen.device).expand(
             y.shape[-1]
         )
@@ -158,6 +159,23 @@ class Guided(Denoiser):
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over the observed values of a sample."""
         return values.sum(tuple(range(-self.event, 0)))
+
+
+def fits(y: Tensor, event: int, x_t: Tensor) -> None:
+    """Refuse observations whose batch is not that of the samples.
+
+    Raises
+    ------
+    ValueError
+        If ``y`` does not broadcast to the batch of ``x_t``, or would enlarge it.
+    """
+    seen, batch = tuple(y.shape[:-event]), tuple(x_t.shape[: x_t.ndim - event])
+    try:
+        good = torch.broadcast_shapes(seen, batch) == batch
+    except RuntimeError:
+        good = False
+    if not good:
+        raise ValueError(f"y must broadcast to the batch of the samples, {batch}, got {seen}")
 
 
 def whitened(jacobian: Tensor, variance: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from ddmlib.assimilation import Observation
 from ddmlib.assimilation.observations import matrix
 from ddmlib.datasets import Standardizer
 from ddmlib.denoisers import Denoiser
+from ddmlib.guidance.base import fits
 
 
 class Fusion(Denoiser):
@@ -59,7 +60,10 @@ class Fusion(Denoiser):
                 f"y must have shape {'(*batch, n, m)' if self.event == 2 else '(*batch, m)'}, "
                 f"got {tuple(y.shape)}"
             )
-        picks = matrix(observation.operator, len(scale), scale.double())  # (m, d)
+        if self.event == 1 and observation.every != 1:
+            raise ValueError(f"every must be 1 for a denoiser of states, got {observation.every}")
+        reach = self.standardizer.mean.abs() + scale
+        picks = matrix(observation.operator, len(scale), scale.double(), reach)  # (m, d)
         if picks.shape[0] != y.shape[-1] or not bool(((picks != 0).sum(1) == 1).all()):
             raise ValueError(
                 "operator must pick components, one for each of the "
@@ -80,6 +84,7 @@ class Fusion(Denoiser):
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """Return E[x_0 | x_t, y]; see `Denoiser.denoise`."""
+        fits(self.observation.y, self.event, x_t)
         precision, information = self.precision.to(x_t), self.information.to(x_t)
         if self.event == 2:
             every, n = self.observation.every, information.shape[-2]

@@ -98,7 +98,10 @@ def error_variance(
     ValueError
         If ``x_0`` or ``ratios`` are not finite, or ``ratios`` are not positive and ascending.
     """
-    checks.finite("x_0", x_0)
+    if checks.finite("x_0", x_0).ndim <= denoiser.event:
+        raise ValueError(
+            f"x_0 must have more than {denoiser.event} axes, a batch first, got {tuple(x_0.shape)}"
+        )
     if checks.finite("ratios", ratios).ndim != 1 or len(ratios) < 2:
         raise ValueError(f"ratios must have shape (levels,), got {tuple(ratios.shape)}")
     if not bool((ratios > 0).all()) or not bool((ratios.diff() > 0).all()):

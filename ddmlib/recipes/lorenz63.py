@@ -161,7 +161,7 @@ def featured(network: Any, x: Tensor) -> metrics.Moments:
 def measure_increments(network: nn.Module, samples: int, *_: Any, **__: Any) -> dict[str, Any]:
     """Measure the root-mean-square error of the increment on test states, standardised units."""
     device = next(network.parameters()).device
-    x = states(TEST_SEED)[:, : samples // TRAJECTORIES + 10].to(device)
+    x = states(TEST_SEED)[:, : max(1, samples // TRAJECTORIES) + 10].to(device)
     start, end = x[:, :-10].reshape(-1, 3), x[:, 10:].reshape(-1, 3)
     error = [
         (network(a) - (b - a)).square().mean(-1)

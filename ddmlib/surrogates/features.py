@@ -31,6 +31,8 @@ class DenoiserFeatures(nn.Module):
 
     def __init__(self, denoiser: NetworkDenoiser, times: Sequence[float] = F24_TIMES) -> None:
         super().__init__()
+        if denoiser.event != 1:
+            raise ValueError("denoiser must be one of states: those of trajectories mix states")
         t = torch.as_tensor(times, dtype=torch.float64)
         if t.ndim != 1 or not len(t) or not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"times must be one or more numbers within [0, 1], got {times}")
