@@ -157,7 +157,7 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
 ):
     out = tmp_path / "event-samples.json"
     present = set()
-    for part in ("guided", "steered", "twisted"):
+    for part in ("guided", "steered", "twisted", "levels", "renewed"):
         present |= {part}
         arguments = ["double-pendulum", "--small", "--parts", part, "--out", str(out)]
         monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments])
@@ -165,11 +165,15 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
         entry = results.load(out)["double-pendulum"]
         assert set(event_samples.PARTS) & set(entry) == present
         assert entry["command"].endswith(f"--parts {part}")
-        assert 0 <= entry[part]["inside"] <= 1
+        if part != "levels":
+            assert 0 <= entry[part]["inside"] <= 1
     assert entry["steered"]["excess"] == entry["twisted"]["excess"] == 2
-    assert entry["twisted"]["renewals"] == [8.0, 4.0]
-    assert entry["twisted"]["inside"] == 1
-    assert "renewals" not in entry["steered"]
+    assert entry["renewed"]["renewals"] == [8.0, 4.0]
+    assert entry["renewed"]["inside"] == entry["twisted"]["inside"] == 1
+    assert "renewals" not in entry["twisted"]
+    assert [row["ratio"] for row in entry["levels"]["rows"]] == [0.02, 0.1, 1.0]
+    # after a move at the lowest level the states are still where they were, or nearly
+    assert entry["levels"]["rows"][0]["total_variation"] < 1
     assert entry["guided"]["command"].endswith("--parts guided")
     assert {entry[part]["bfloat16"] for part in event_samples.PARTS} == {None}
     # what is there is kept, and refused if asked for with other settings
@@ -179,6 +183,6 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
     assert "are there" in capsys.readouterr().out
     for other, words in (("--excess 3", "excess"), ("--bfloat16 0.1", "bfloat16")):
         monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments, *other.split()])
-        with pytest.raises(SystemExit, match=f"twisted of .* was made with other {words}: delete"):
+        with pytest.raises(SystemExit, match=f"renewed of .* was made with other {words}: delete"):
             event_samples.main()
     assert "excess" not in entry["guided"]

@@ -9,8 +9,10 @@ python book/tools/event_samples.py lorenz63 --small --out FILE   # untrained: on
 The share inside the event, the total variation of the histogram of C, 128 bins, and that of each
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
-weighted to the end, and made anew from a few noise levels (`events.renew`), so that they have less
-in common.  Of the first two nothing is rejected or projected.  Where states are stretched
+weighted to the end; renewed ones are twisted ones that were made anew from a few noise levels
+(`events.renew`), so that they have less in common.  Of guided and steered ones nothing is rejected
+or projected.  "levels" says where a network loses the law: simulated trajectories in the event are
+made anew from one noise level each.  Where states are stretched
 by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
 cosines; what is judged are angles.  The floors are those of other simulated trajectories of the
 same number.  Results go to book/results/event-samples.json after every part; parts that were made
@@ -41,18 +43,25 @@ from plain_samples import (
 from torch import Tensor
 
 from ddmlib import events, metrics, sampling
+from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "event-samples.json"
 SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
-PARTS = ("steered", "twisted", "guided")
+PARTS = ("steered", "twisted", "renewed", "guided", "levels")
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
 EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 8, "double-pendulum": 8}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
-# sigma/alpha from which twisted samples are made anew.  Of simulated trajectories in the event, at
+# sigma/alpha from which simulated trajectories in the event are made anew, one at a time
+LEVELS = {
+    "lorenz63": (0.1, 0.3, 1.0, 2.0),
+    "fitzhugh-nagumo": (0.02, 0.1, 1.0),
+    "double-pendulum": (0.02, 0.1, 1.0),
+}
+# and from which twisted samples are.  Of simulated trajectories in the event, at
 # the highest of them one in seven of Lorenz 63 stays, one in two of the others, and keeps nothing
 # of the order of its C; at 2 seven in ten stay on Lorenz 63 (chapter 09)
 RENEWALS: dict[str, tuple[float, ...]] = {
@@ -94,11 +103,11 @@ class Judge:
 
     def __init__(self, event: events.Constraint, reference: Tensor) -> None:
         self.event, half = event, len(reference) // 2
-        self.reference, other = reference[:half], reference[half:]
+        self.reference, self.other = reference[:half], reference[half:]
         self.margins = self.event.margin(self.reference)
         self.limits = 0.0, float(self.margins.quantile(0.999))
-        self.floor = self.score(other)
-        self.floor_guided = self.score(other[:GUIDED])
+        self.floor = self.score(self.other)
+        self.floor_guided = self.score(self.other[:GUIDED])
 
     def score(self, x: Tensor) -> dict[str, Any]:
         """Return the share inside, and the total variations of C and of each component."""
@@ -145,9 +154,29 @@ def draws(
 
     return {
         "steered": lambda: weighted(UNTIL),
-        "twisted": lambda: weighted(0.0, renewals),
+        "twisted": lambda: weighted(0.0),
+        "renewed": lambda: weighted(0.0, renewals),
         "guided": guided,
     }
+
+
+def made_anew(
+    denoiser: Any, system: str, event: events.Constraint, judge: Judge, sampler: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Score simulated trajectories in the event after a move from each of some noise levels."""
+    x = judge.other.float().to(denoiser.device)
+    z = denoiser.standardizer(
+        trajectories.PENDULUM.on_circle(x) if system == "double-pendulum" else x
+    )
+    rows = []
+    for ratio in LEVELS[system]:
+        moved, (taken,) = events.renew(
+            denoiser, event, z, [ratio], **sampler, chunk=TOGETHER[denoiser.device.type],
+            generator=torch.Generator().manual_seed(8),
+        )  # fmt: skip
+        score = judge.score(states(system, denoiser.standardizer.inverse(moved).cpu()))
+        rows.append({"ratio": ratio, "taken": round(taken, 4), **score})
+    return rows
 
 
 def main() -> None:
@@ -172,6 +201,7 @@ def main() -> None:
     sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = case.event.above(-2.0) if small else case.event
+    for_network = EVENTS[system].above(-2.0) if small else EVENTS[system]
     aim = for_guidance(system, EVENTS[system], -2.0 if small else AIM[system])
     flags = as_flag(options.bfloat16) + f" --number {number}" * (number != NUMBER)
     flags += f" --excess {options.excess}" * bool(options.excess)
@@ -191,7 +221,8 @@ def main() -> None:
     renewals = RENEWALS[system]
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
-    made_by["twisted"] |= {"excess": excess, "renewals": renewals}
+    made_by["twisted"] |= {"excess": excess}
+    made_by["renewed"] |= {"excess": excess, "renewals": renewals}
     for part in options.parts:
         if part in entry:
             results.same(f"{part} of {system} in {options.out.name}", entry[part], made_by[part])
@@ -211,6 +242,10 @@ def main() -> None:
     keep("floor_guided", judge.floor_guided)
     drawn = draws(denoiser, aim, number, sampler, pilot, excess, renewals)
     for part in wanted:
+        if part == "levels":
+            rows = made_anew(denoiser, system, for_network, judge, sampler)
+            keep(part, {"rows": rows} | made_by[part] | {"command": command})
+            continue
         x = denoiser.standardizer.inverse(drawn[part]()).cpu()
         keep(part, judge.score(states(system, x)) | made_by[part] | {"command": command})
 
