@@ -267,7 +267,7 @@ def test_training_goes_on_from_the_weights_that_are_there(budget, tmp_path, monk
     assert card["training"]["before"]["steps"] == first["training"]["steps"]
     assert card["model"] == first["model"]
     with pytest.raises(
-        ValueError, match="budget must be one of default, full, further, more, smoke"
+        ValueError, match="budget must be one of default, fine, full, further, more, smoke"
     ):
         pretrained.train(name, budget="huge", **settings)
     with pytest.raises(ValueError, match="budget must be one of"):

@@ -83,11 +83,24 @@ FURTHER: dict[str, Any] = {
     "data_seed": 4,
     "bfloat16": False,
 }
+# and at low noise, on a CPU: small steps in which all bits count
+FINE: dict[str, Any] = {
+    "trajectories": 2**17,
+    "steps": 2000,
+    "batch": 256,
+    "groups": 64,
+    "pool": 2**10,
+    "data_seed": 5,
+    "bfloat16": False,
+    "lr": 4e-4,
+    "kernel_lr": 8e-4,
+}
 CHUNK = 2**10  # trajectories sampled at once
 FAR = {"tail": 0.05, "share": 0.5}  # see `targets.Far.of`
 # of noise levels, `schedules.LogLinear.focused`: where heights of spikes, energies are decided
-LOW, ENERGY = (
+LOW, LOWEST, ENERGY = (
     {"between": [0.01, 0.3], "share": 0.3},
+    {"between": [0.01, 0.3], "share": 0.7},
     {"between": [1.5, 8.0], "share": 0.4},
 )
 MANY = 2**16  # where fewer are trained on, that is the point
@@ -248,6 +261,7 @@ def _recipe(
     full: int = 20_000,
     more: dict[str, Any] | None = None,
     further: dict[str, Any] | None = None,
+    fine: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     focus: dict[str, Any] | None = None,
 ) -> Recipe:
@@ -294,7 +308,8 @@ def _recipe(
             )
         }
         | ({"more": MORE | LOSS | more} if more else {})
-        | ({"further": LOSS | FURTHER | further} if further else {}),
+        | ({"further": LOSS | FURTHER | further} if further else {})
+        | ({"fine": LOSS | FINE | fine} if fine else {}),
         networks={} if network else {"full": {"widths": [112, 112, 128]}},
         lr=3e-3,
         decay=0.9995,
@@ -311,6 +326,7 @@ RECIPES: dict[str, Recipe] = {
         2**18,
         "Stationary Lorenz-63 trajectories of 60 states, 0.1 time units apart.",
         steps=20_000,
+        fine={"focus": LOWEST},
     ),
     "lorenz63-trajectories-4000": _recipe(
         "lorenz63",
@@ -325,6 +341,7 @@ RECIPES: dict[str, Recipe] = {
         "Trajectories of two coupled FitzHugh-Nagumo cells, 60 states.",
         more={"far": FAR},
         further={"far": FAR, "focus": LOW, "lr": 2e-3, "kernel_lr": 0.012},
+        fine={"far": FAR, "focus": LOWEST},
     ),
     "double-pendulum-trajectories": _recipe(
         "double-pendulum",
