@@ -186,3 +186,10 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
         with pytest.raises(SystemExit, match=f"renewed of .* was made with other {words}: delete"):
             event_samples.main()
     assert "excess" not in entry["guided"]
+    # renewed samples that go on from those of the same run are those that are drawn alone
+    both = ["double-pendulum", "--small", "--parts", "twisted", "renewed", "--out", f"{out}.both"]
+    monkeypatch.setattr("sys.argv", ["event_samples.py", *both])
+    event_samples.main()
+    again = results.load(tmp_path / "event-samples.json.both")["double-pendulum"]
+    for part in ("twisted", "renewed"):
+        assert again[part] | {"command": ""} == entry[part] | {"command": ""}

@@ -10,16 +10,18 @@ The share inside the event, the total variation of the histogram of C, 128 bins,
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
 weighted to the end; renewed ones are twisted ones that were made anew from a few noise levels
-(`events.renew`), so that they have less in common.  Of guided and steered ones nothing is rejected
-or projected.  "levels" says where a network loses the law: simulated trajectories in the event are
-made anew from one noise level each.  Where states are stretched
-by asinh, so is C for the guidance: the event is the same.  The pendulum's network makes sines and
-cosines; what is judged are angles.  The floors are those of other simulated trajectories of the
-same number.  Results go to book/results/event-samples.json after every part; parts that were made
+(`events.renew`), so that they have less in common, and take little longer where both are asked for.
+Of guided and steered ones nothing is rejected or projected.  "levels" says where a network loses
+the law: simulated trajectories in the event are made anew from one noise level each.  Where states
+are stretched by asinh, so is C for the guidance: the event is the same.  The pendulum's network
+makes sines and cosines; what is judged are angles.  The floors are those of other simulated
+trajectories of the same number.
+Results go to book/results/event-samples.json after every part; parts that were made
 with these settings and weights are kept.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -146,16 +148,26 @@ def draws(
             generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
-    def weighted(until: float, renewals: tuple[float, ...] = ()) -> Tensor:
+    def weighted(until: float, generator: torch.Generator) -> Tensor:
         return events.twisted_samples(
             denoiser, event, number, excess=excess, **sampler, pilot=pilot, until=until,
-            renewals=renewals, chunk=chunk, generator=torch.Generator().manual_seed(6),
+            chunk=chunk, generator=generator,
         )  # fmt: skip
 
+    @functools.cache
+    def twisted() -> tuple[Tensor, torch.Generator]:
+        generator = torch.Generator().manual_seed(6)
+        return weighted(0.0, generator), generator
+
+    def renewed() -> Tensor:  # as `renewals` of `twisted_samples` does it
+        x, generator = twisted()
+        on = {"chunk": chunk, "generator": generator}
+        return events.renew(denoiser, event, x, renewals, **sampler, **on)[0]
+
     return {
-        "steered": lambda: weighted(UNTIL),
-        "twisted": lambda: weighted(0.0),
-        "renewed": lambda: weighted(0.0, renewals),
+        "steered": lambda: weighted(UNTIL, torch.Generator().manual_seed(6)),
+        "twisted": lambda: twisted()[0],
+        "renewed": renewed,
         "guided": guided,
     }
 
