@@ -112,11 +112,13 @@ class Judge:
         self.floor_guided = self.score(self.other[:GUIDED])
 
     def score(self, x: Tensor) -> dict[str, Any]:
-        """Return the share inside, and the total variations of C and of each component."""
+        """Return the shares inside and beyond the boxes of C, and the total variations of C and of
+        each component."""
         c, states = self.event.margin(x), self.reference.flatten(0, 1)
         limits = states.quantile(torch.tensor([0.001, 0.999]).to(states), 0).mT.tolist()
         return {
             "inside": round(float((c > 0).double().mean()), 5),
+            "beyond": round(float((c > self.limits[1]).double().mean()), 5),
             "total_variation": round(
                 metrics.total_variation(c, self.margins, bins=BINS, limits=self.limits), 5
             ),

@@ -1,6 +1,6 @@
 """Probabilities of events under the trajectory networks, by every estimator; for chapter 10.
 
-python book/tools/events_scan.py lorenz63 --bfloat16    # an hour of one core at most; resumable
+python book/tools/events_scan.py lorenz63 --bfloat16   # one to three hours of one core; resumable
 python book/tools/events_scan.py fitzhugh-nagumo --bfloat16 0.03  # at the event itself only
 python book/tools/events_scan.py lorenz63 --small --out FILE   # untrained: only to see it run
 

@@ -1,7 +1,7 @@
 """C of trajectories as the networks make them, without an event; for chapters 09 and 10.
 
-python book/tools/plain_samples.py lorenz63-trajectories --bfloat16   # twenty minutes; resumable
-python book/tools/plain_samples.py lorenz63-trajectories-4000
+python book/tools/plain_samples.py lorenz63-trajectories --bfloat16   # an hour of one core at most
+python book/tools/plain_samples.py lorenz63-trajectories-4000         # all are resumable
 python book/tools/plain_samples.py fitzhugh-nagumo-trajectories
 python book/tools/plain_samples.py double-pendulum-trajectories
 python book/tools/plain_samples.py NAME --small --out FILE   # untrained: only to see it run

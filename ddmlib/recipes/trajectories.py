@@ -39,6 +39,10 @@ per cent, but a number of six units is then known to 1/32, and spikes of the cel
 "further", without it, the error at noise of 0.01 fell from 0.154 to 0.130 of that noise, all bits
 used; with eight bits in all layers either network has 0.20, and with all bits in the first 0.14.
 Between 0.01 and 1 the pendulum's fell by 6 to 13 per cent.
+
+What can be had without a GPU is "fine": half an hour of one core, all bits, small steps.  At 0.01
+the error of Lorenz 63 falls by it from 0.190 to 0.177, where sqrt(3/180) = 0.129 is the least there
+can be; stays renewed from its samples are 0.033 above their floor instead of 0.045.
 """
 
 import functools
@@ -84,17 +88,8 @@ FURTHER: dict[str, Any] = {
     "bfloat16": False,
 }
 # and at low noise, on a CPU: small steps in which all bits count
-FINE: dict[str, Any] = {
-    "trajectories": 2**17,
-    "steps": 2000,
-    "batch": 256,
-    "groups": 64,
-    "pool": 2**10,
-    "data_seed": 5,
-    "bfloat16": False,
-    "lr": 4e-4,
-    "kernel_lr": 8e-4,
-}
+FINE = FURTHER | {"trajectories": 2**17, "steps": 2000, "batch": 256, "groups": 64}
+FINE |= {"pool": 2**10, "data_seed": 5, "lr": 4e-4, "kernel_lr": 8e-4}
 CHUNK = 2**10  # trajectories sampled at once
 FAR = {"tail": 0.05, "share": 0.5}  # see `targets.Far.of`
 # of noise levels, `schedules.LogLinear.focused`: where heights of spikes, energies are decided
