@@ -15,9 +15,9 @@ Of guided and steered ones nothing is rejected or projected.  "levels" says wher
 the law: simulated trajectories in the event are made anew from one noise level each.  Where states
 are stretched by asinh, so is C for the guidance: the event is the same.  The pendulum's network
 makes sines and cosines; what is judged are angles.  The floors are those of other simulated
-trajectories of the same number.
-Results go to book/results/event-samples.json after every part; parts that were made
-with these settings and weights are kept.
+trajectories of the same number.  "beyond" is the share above the last box of C, which one simulated
+trajectory in a thousand is.  Results go to book/results/event-samples.json after every part; parts
+that were made with these settings and weights are kept.
 """
 
 import argparse
