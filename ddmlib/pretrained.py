@@ -138,10 +138,13 @@ def train(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or WEIGHTS
     before = None
-    if budget in CONTINUED:
-        module, before = load(name, device, folder)
-        module.train().requires_grad_()
+    if budget in CONTINUED or recipe.start:
+        module, before = load(recipe.start or name, device, folder)
         model = before["model"]
+        if recipe.start:
+            model = model | {"ratios": recipe.model["ratios"]}
+            module.ratios = tuple(model["ratios"])
+        module.train().requires_grad_()
     else:
         torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
         model = recipe.model_for(budget)

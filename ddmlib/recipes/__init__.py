@@ -5,7 +5,7 @@ trajectories of the noisy chain after R23 (Rozet & Louppe 2023), and those of th
 three systems, on which events are defined, after Z23 (Finzi et al. 2023).
 """
 
-from . import lorenz63, noisy_lorenz63, trajectories
+from . import lorenz63, low_noise, noisy_lorenz63, trajectories
 from .common import BUDGETS, CHUNK, CONTINUED, Recipe
 from .lorenz63 import (
     measure_increments,
@@ -16,7 +16,9 @@ from .lorenz63 import (
 )
 from .noisy_lorenz63 import measure_chain
 
-RECIPES: dict[str, Recipe] = lorenz63.RECIPES | noisy_lorenz63.RECIPES | trajectories.RECIPES
+RECIPES: dict[str, Recipe] = (
+    lorenz63.RECIPES | noisy_lorenz63.RECIPES | trajectories.RECIPES | low_noise.RECIPES
+)
 
 __all__ = [
     "BUDGETS",

@@ -154,9 +154,9 @@ def denoising(
 
     As `training.denoising_batches`, for trajectories (trajectories, length, d).  Where the settings
     give the size of a ``pool``, a batch is the first of that many trajectories, which all tell what
-    the target is.  A ``focus`` gives some noise levels more of it.
+    the target is.  A ``focus`` gives some noise levels more of it, ``ratios`` leave others out.
     """
-    evenly = schedules.LogLinear(*RATIOS[system])
+    evenly = schedules.LogLinear(*settings.get("ratios", RATIOS[system]))
     denoiser = denoiser.with_schedule(evenly)
     seed = settings.get("data_seed", TRAIN_SEED)
     x = ENSEMBLES[system](settings["trajectories"], seed=seed, device=device)

@@ -1,0 +1,71 @@
+"""Recipes of networks for low noise alone, which go on from those of `recipes.trajectories`.
+
+TODO
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+from ddmlib.denoisers import ByLevel
+from ddmlib.recipes import trajectories
+from ddmlib.recipes.common import Recipe
+
+# noise levels, sigma/alpha, that each is trained on, and the one below which it is used
+RATIOS: dict[str, tuple[float, float]] = {
+    "lorenz63": (1e-2, 1.5),
+    "fitzhugh-nagumo": (2.5e-3, 0.3),
+}
+BELOW = {"lorenz63": 1.0, "fitzhugh-nagumo": 0.2}
+# of all budgets
+TRAINING: dict[str, dict[str, Any]] = {
+    "lorenz63": {"lr": 4e-4, "kernel_lr": 8e-4},
+    "fitzhugh-nagumo": {"lr": 8e-4, "kernel_lr": 3e-3, "far": trajectories.FAR},
+}
+
+
+def joined(system: str, low: Any) -> ByLevel:
+    """Return the denoiser that is ``low`` at low noise, and the shipped one above."""
+    from ddmlib import pretrained  # it needs all recipes
+
+    high, _ = pretrained.load(f"{system}-trajectories", low.device)
+    return ByLevel([(BELOW[system], high), (0.0, low)])
+
+
+def measure(
+    system: str, low: Any, samples: int, features: Any = None, brief: bool = False
+) -> dict[str, Any]:
+    """Measure the denoiser of both networks, as `trajectories.measure_trajectories` does."""
+    return trajectories.measure_trajectories(system, joined(system, low), samples, brief=brief)
+
+
+def _recipe(system: str) -> Recipe:
+    start = trajectories.RECIPES[f"{system}-trajectories"]
+    ratios = list(RATIOS[system])
+    settings = TRAINING[system] | {"ratios": ratios, "bfloat16": False, "pool": 2**10}
+    return Recipe(
+        description=f"{start.description[:-1]}; for sigma/alpha below {BELOW[system]:g} alone.",
+        model=start.model_for("full") | {"ratios": ratios},
+        loss=functools.partial(trajectories.denoising, system),
+        measure=functools.partial(measure, system),
+        samples=start.samples,
+        small=start.small,
+        budgets={
+            name: {"trajectories": n, "steps": steps, "batch": batch, "groups": groups}
+            | {"data_seed": 6, **settings}
+            for name, n, steps, batch, groups in (
+                ("default", 2**18, 4000, 256, 64),
+                ("full", 2**20, 16_000, 1024, 256),
+                ("smoke", 16, 10, 8, 4),
+            )
+        },
+        decay=start.decay,
+        clip=start.clip,
+        uses_features=False,
+        stored=torch.float16,
+        start=f"{system}-trajectories",
+    )
+
+
+RECIPES: dict[str, Recipe] = {f"{system}-trajectories-low": _recipe(system) for system in RATIOS}
