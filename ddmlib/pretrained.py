@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ddmlib import checks, datasets, networks, schedules, tails, training
-from ddmlib.denoisers import NetworkDenoiser
+from ddmlib.denoisers import ByLevel, NetworkDenoiser, Symmetric
 from ddmlib.recipes import CONTINUED, RECIPES, Recipe
 
 WEIGHTS = Path(str(resources.files("ddmlib") / "weights"))
@@ -97,6 +97,47 @@ def load(
     return module.to(device).eval().requires_grad_(False), details
 
 
+def _holding(name: str, folder: Path | None) -> Path | None:
+    """Return the folder if it holds weights of that name; those of the package will do else."""
+    return folder if folder is not None and (folder / f"{name}.json").exists() else None
+
+
+def joined(
+    name: str, device: torch.device | str | None = None, folder: Path | None = None
+) -> tuple[ByLevel, dict[str, Any]]:
+    """Load weights for low noise together with those that they went on from.
+
+    Parameters
+    ----------
+    name : str
+        Of weights whose recipe has a ``start``: "lorenz63-trajectories-low",
+        "fitzhugh-nagumo-trajectories-low".
+    device, folder
+        As for `load`; weights for higher noise that the folder does not hold are the shipped ones.
+
+    Returns
+    -------
+    The denoiser that is the one below a certain sigma/alpha, `Recipe.below`, averaged over the
+    mirror of the data where there is one, and the other above; and the card of the former.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or weights for all levels.
+    RuntimeError
+        As `load`.
+    """
+    recipe = RECIPES[checks.choice("name", name, RECIPES)]
+    if recipe.start is None:
+        raise ValueError(
+            f"name must be that of weights for low noise, got {name}: they are for all"
+        )
+    low, details = load(name, device, folder)
+    high, _ = load(recipe.start, low.device, _holding(recipe.start, folder))
+    low = Symmetric(low, recipe.mirror) if recipe.mirror else low
+    return ByLevel([(recipe.below, high), (0.0, low)]), details
+
+
 def train(
     name: str,
     *,
@@ -138,17 +179,17 @@ def train(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = folder or WEIGHTS
     before = None
-    if budget in CONTINUED or recipe.start:
-        module, before = load(recipe.start or name, device, folder)
-        model = before["model"]
-        if recipe.start:
-            model = model | {"ratios": recipe.model["ratios"]}
-            module.ratios = tuple(model["ratios"])
+    if budget in CONTINUED:
+        module, before = load(name, device, folder)
         module.train().requires_grad_()
+        model = before["model"]
     else:
         torch.manual_seed(recipe.seed)  # initial parameters are drawn from torch's own generator
         model = recipe.model_for(budget)
         module = build(model).to(device)
+        if recipe.start:
+            started, before = load(recipe.start, device, _holding(recipe.start, folder))
+            module.load_state_dict(started.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     if compiled:
         network: Any = module.network if model["kind"] == "denoiser" else module
@@ -242,7 +283,7 @@ def measure(
     dict of metric to value, floors beside them.
     """
     recipe: Recipe = RECIPES[checks.choice("name", name, RECIPES)]
-    model, _ = load(name, device, folder)
+    model, _ = (joined if recipe.start else load)(name, device, folder)
     features = None
     if recipe.uses_features and not brief:
         features, _ = load("lorenz63-features", device, folder)

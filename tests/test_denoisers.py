@@ -15,6 +15,7 @@ from ddmlib.denoisers import (
     NetworkDenoiser,
     Symmetric,
 )
+from ddmlib.tails import AsinhStandardizer
 
 ALL = [
     schedules.Cosine(),
@@ -500,12 +501,26 @@ def test_samples_of_symmetric_are_on_both_sides_alike(device, generator):
     assert shares[1] == pytest.approx(1 / 2, abs=0.03)
 
 
+def test_symmetric_mirrors_physical_units_where_standardised_ones_are_off_centre(device):
+    """Of N(0, 4) and N(3, 1) in physical units, but units with the means 1 and 0.5."""
+    mean, std = torch.tensor([1.0, 0.5]), torch.tensor([2.0, 0.5])
+    units = datasets.Standardizer(mean, std)
+    centre = units(torch.tensor([0.0, 3.0])).to(device)
+    covariance = torch.diag(torch.tensor([1.0, 4.0])).to(device)
+    exact = GaussianDenoiser(centre, covariance, standardizer=units)
+    wrong = GaussianDenoiser(centre + 0.3 * (centre < 0), covariance, standardizer=units)
+    x, t = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).to(device), torch.rand(5)
+    torch.testing.assert_close(Symmetric(exact, [-1, 1])(x, t), exact(x, t))
+    torch.testing.assert_close(Symmetric(wrong, [-1, 1])(x, t), exact(x, t))
+    assert float((wrong(x, t) - exact(x, t)).abs().max()) > 0.01
+
+
 @pytest.mark.parametrize(
     ("signs", "mean", "words"),
     [((-1,), 0.0, "2 numbers"), ((-1, 0.5), 0.0, "2 numbers"), ((-1, 1), 1.0, "non-zero mean")],
 )
 def test_symmetric_refuses(signs, mean, words):
-    identity = datasets.Standardizer(torch.full((2,), mean), torch.ones(2))
-    denoiser = EmpiricalDenoiser(torch.zeros(3, 2), standardizer=identity)
+    stretched = AsinhStandardizer(torch.full((2,), mean), torch.ones(2))
+    denoiser = EmpiricalDenoiser(torch.zeros(3, 2), standardizer=stretched)
     with pytest.raises(ValueError, match=words):
         Symmetric(denoiser, signs)

@@ -8,7 +8,7 @@ import pytest
 import results
 import torch
 
-from ddmlib import ensembles, events, metrics, recipes
+from ddmlib import ensembles, events, metrics, pretrained, recipes
 
 
 def test_thresholds_are_chosen_where_the_truth_is_near_the_targets():
@@ -72,7 +72,12 @@ def test_the_judge_sees_what_is_outside_and_what_is_distorted():
 
 
 def test_systems_are_those_of_the_truth():
-    assert {*events_scan.SYSTEMS, *event_samples.SYSTEMS} <= set(brute_force.CASES)
+    known = {name.removesuffix("-low") for name in event_samples.SYSTEMS}
+    assert {*events_scan.SYSTEMS, *known} <= set(brute_force.CASES)
+    for name in set(event_samples.SYSTEMS) - known:  # samplers end no lower than networks know
+        low, high = plain_samples.sampler(f"{name.replace('-low', '')}-trajectories-low")["ratios"]
+        ratios = pretrained.RECIPES[f"{name.replace('-low', '')}-trajectories-low"].model["ratios"]
+        assert ratios[0] <= low < ratios[1] < high
     assert set(plain_samples.SYSTEMS.values()) <= set(brute_force.CASES)
 
 
@@ -150,6 +155,33 @@ def test_eight_bits_end_at_a_noise_level_where_asked_to():
     assert [plain_samples.as_flag(v) for v in (None, 0.0, 0.3)] == [
         "", " --bfloat16", " --bfloat16 0.3"
     ]  # fmt: skip
+
+
+def test_only_the_network_for_higher_noise_has_eight_bits():
+    name = "fitzhugh-nagumo-trajectories-low"
+    exact, rounded = (plain_samples.network(name, small=True, bfloat16=f) for f in (None, 0.0))
+    x = torch.randn(4, 60, 4, generator=torch.Generator().manual_seed(0))
+    one, below = torch.ones(1, 1, 1), pretrained.RECIPES[name].below
+    same, other = (
+        torch.equal(*(d.denoise(x, one, r * one) for d in (exact, rounded)))
+        for r in (below / 2, below * 2)
+    )
+    assert same
+    assert not other
+
+
+def test_event_samples_with_a_network_for_low_noise_stand_beside_the_others(tmp_path, monkeypatch):
+    out = tmp_path / "event-samples.json"
+    for name in ("lorenz63", "lorenz63-low"):
+        arguments = ["event_samples.py", name, "--small", "--parts", "guided", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", arguments)
+        event_samples.main()
+    found = results.load(out)
+    assert found["lorenz63-low"]["weights"] == "lorenz63-trajectories-low"
+    assert found["lorenz63-low"]["ratios"] == [0.02, 100.0]
+    assert found["lorenz63"]["ratios"] == [0.04, 100.0]
+    assert found["lorenz63-low"]["floor"] == found["lorenz63"]["floor"]
+    assert "event_samples.py lorenz63-low --number 16" in found["lorenz63-low"]["command"]
 
 
 def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(

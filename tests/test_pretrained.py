@@ -285,7 +285,7 @@ def test_the_network_is_compiled_when_asked_for(tmp_path, monkeypatch):
         pretrained.train(MAIN, **settings | {"steps": 0})
 
 
-@pytest.mark.parametrize("name", recipes.trajectories.RECIPES)
+@pytest.mark.parametrize("name", [*recipes.trajectories.RECIPES, *recipes.low_noise.RECIPES])
 def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch):
     quick = {"lorenz63": {"burn_in": 0.1}, "fitzhugh-nagumo": {"burn_in": 6.0}}
     for system, settings in quick.items():  # far from stationary, but seconds instead of minutes
@@ -303,6 +303,69 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     brief = pretrained.measure(name, 16, device="cpu", folder=tmp_path, brief=True)
     assert brief.items() < found.items()
     recipes.trajectories.reference.cache_clear()
+
+
+LOW = "fitzhugh-nagumo-trajectories-low"
+
+
+@pytest.fixture
+def low(tmp_path, monkeypatch):
+    """Return a folder with weights for low noise, trained for seconds from the shipped ones."""
+    make = functools.partial(recipes.trajectories.ENSEMBLES["fitzhugh-nagumo"], burn_in=6.0)
+    monkeypatch.setitem(recipes.trajectories.ENSEMBLES, "fitzhugh-nagumo", make)
+    known = recipes.RECIPES[LOW].budgets
+    quick = {"pool": 16, "lr": 1e-7, "kernel_lr": 1e-7}
+    monkeypatch.setitem(known, "smoke", known["smoke"] | quick)
+    pretrained.train(LOW, budget="smoke", device="cpu", folder=tmp_path, steps=2)
+    return tmp_path
+
+
+def test_weights_for_low_noise_start_from_those_for_all_and_say_so(low):
+    start, card = recipes.RECIPES[LOW].start, pretrained.card(LOW, low)
+    before = training.load_tensors(pretrained.WEIGHTS / f"{start}.safetensors")[0]
+    after = training.load_tensors(low / f"{LOW}.safetensors")[0]
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[k].float(), after[k].float(), atol=2e-3) for k in before)
+    shipped = pretrained.card(start)
+    assert card["command"] == (
+        f"{shipped['command']} && python -m ddmlib train {LOW} --budget smoke --steps 2"
+    )
+    assert card["training"]["before"]["steps"] == shipped["training"]["steps"]
+    assert card["model"] == shipped["model"] | {"ratios": [0.0025, 0.3]}
+
+
+def test_two_networks_are_joined_where_the_recipe_says(low, tmp_path):
+    start, below = recipes.RECIPES[LOW].start, recipes.RECIPES[LOW].below
+    both, card = pretrained.joined(LOW, "cpu", low)
+    assert card == pretrained.card(LOW, low)
+    parts = pretrained.load(start, "cpu")[0], pretrained.load(LOW, "cpu", low)[0]
+    assert both.ratios == (parts[1].ratios[0], parts[0].ratios[1]) == (0.0025, 80.0)
+    x = torch.randn(3, 60, 4, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 1, 1)
+    for ratio, part in ((0.99 * below, parts[1]), (1.01 * below, parts[0])):
+        assert torch.equal(both.denoise(x, one, ratio * one), part.denoise(x, one, ratio * one))
+    # weights of the folder come before those of the package
+    pretrained.train(start, budget="smoke", device="cpu", folder=low, steps=1)
+    mine = pretrained.joined(LOW, "cpu", low)[0].denoise(x, one, one)
+    assert not torch.equal(mine, both.denoise(x, one, one))
+    with pytest.raises(ValueError, match="name must be that of weights for low noise, got"):
+        pretrained.joined(start, "cpu")
+
+
+def test_the_network_of_lorenz_63_for_low_noise_is_averaged_over_its_mirror(tmp_path, monkeypatch):
+    name = "lorenz63-trajectories-low"
+    make = functools.partial(recipes.trajectories.ENSEMBLES["lorenz63"], burn_in=0.1)
+    monkeypatch.setitem(recipes.trajectories.ENSEMBLES, "lorenz63", make)
+    pretrained.train(name, budget="smoke", device="cpu", folder=tmp_path, steps=1)
+    both, _ = pretrained.joined(name, "cpu", tmp_path)
+    x = 10 * torch.randn(3, 60, 3, generator=torch.Generator().manual_seed(0))
+    signs = torch.tensor([-1.0, -1.0, 1.0])
+    units, t = both.standardizer, float(both.schedule.time(torch.tensor(0.5)))
+    alpha, sigma = (float(v) for v in both.schedule(t))
+    noise = sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    here = units.inverse(both(alpha * units(x) + noise, t))
+    there = units.inverse(both(alpha * units(signs * x) + signs * noise, t))
+    torch.testing.assert_close(there, signs * here, rtol=1e-4, atol=1e-4)
 
 
 def test_eight_bits_change_a_training_loss_by_next_to_nothing(monkeypatch):

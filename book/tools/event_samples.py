@@ -28,13 +28,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import plain_samples
 import results
 import torch
 from brute_force import CASES, Case
 from plain_samples import (
     BINS,
     EVENTS,
-    SAMPLERS,
     TOGETHER,
     as_flag,
     network,
@@ -48,7 +48,14 @@ from ddmlib import events, metrics, sampling
 from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "event-samples.json"
-SYSTEMS = ("lorenz63", "fitzhugh-nagumo", "double-pendulum")
+# "-low": with a second network, for low noise
+SYSTEMS = (
+    "lorenz63",
+    "fitzhugh-nagumo",
+    "double-pendulum",
+    "lorenz63-low",
+    "fitzhugh-nagumo-low",
+)
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
 PARTS = ("steered", "twisted", "renewed", "guided", "levels")
@@ -208,11 +215,12 @@ def main() -> None:
         parser.error(f"--excess must be at least 1, got {options.excess}")
     if options.small and options.out == OUT:
         parser.error("--small needs --out: its numbers mean nothing")
-    system, small, start = options.system, options.small, time.perf_counter()
-    name, case = f"{system}-trajectories", CASES[system]
+    small, start = options.small, time.perf_counter()
+    system = options.system.removesuffix("-low")
+    name, case = f"{system}-trajectories{options.system[len(system) :]}", CASES[system]
     number, pilot = (16, 16) if small else (options.number, PILOT)
     excess = options.excess or (2 if small else EXCESS[system])
-    sampler = SAMPLERS[system] | ({"steps": 4} if small else {})
+    sampler = plain_samples.sampler(name) | ({"steps": 4} if small else {})
     denoiser = network(name, small, options.bfloat16)
     event = case.event.above(-2.0) if small else case.event
     for_network = EVENTS[system].above(-2.0) if small else EVENTS[system]
@@ -220,7 +228,7 @@ def main() -> None:
     flags = as_flag(options.bfloat16) + f" --number {number}" * (number != NUMBER)
     flags += f" --excess {options.excess}" * bool(options.excess)
     flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)
-    command = f"python book/tools/event_samples.py {system}{flags}"
+    command = f"python book/tools/event_samples.py {options.system}{flags}"
     made_with = {
         **weights(name, small),
         "samples": number,
@@ -231,7 +239,7 @@ def main() -> None:
         "until": UNTIL,
         "aim": AIM[system],
     }
-    entry = results.entry(options.out, system, made_with)
+    entry = results.entry(options.out, options.system, made_with)
     renewals = RENEWALS[system]
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
@@ -239,15 +247,17 @@ def main() -> None:
     made_by["renewed"] |= {"excess": excess, "renewals": renewals}
     for part in options.parts:
         if part in entry:
-            results.same(f"{part} of {system} in {options.out.name}", entry[part], made_by[part])
+            results.same(
+                f"{part} of {options.system} in {options.out.name}", entry[part], made_by[part]
+            )
     wanted = [part for part in options.parts if part not in entry]
     if not wanted:
-        print(f"{', '.join(options.parts)} of {system} are there, made with these settings")
+        print(f"{', '.join(options.parts)} of {options.system} are there, made with these settings")
         return
 
     def keep(part: str, value: dict[str, Any]) -> None:
         entry.update(results.made(command) | {part: value})
-        results.save(results.load(options.out) | {system: entry}, options.out)
+        results.save(results.load(options.out) | {options.system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
     chunk = 16 if small else AT_ONCE[denoiser.device.type]

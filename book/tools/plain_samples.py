@@ -4,6 +4,7 @@ python book/tools/plain_samples.py lorenz63-trajectories --bfloat16   # an hour 
 python book/tools/plain_samples.py lorenz63-trajectories-4000         # all are resumable
 python book/tools/plain_samples.py fitzhugh-nagumo-trajectories
 python book/tools/plain_samples.py double-pendulum-trajectories
+python book/tools/plain_samples.py lorenz63-trajectories-low --bfloat16  # with one for low noise
 python book/tools/plain_samples.py NAME --small --out FILE   # untrained: only to see it run
 
 Counted are the cells of a histogram, 128 between the 0.1 and 99.9 per cent points of as many
@@ -34,6 +35,7 @@ from brute_force import CASES, Case
 from torch import Tensor
 
 from ddmlib import pretrained, sampling
+from ddmlib.denoisers import ByLevel
 from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "plain-samples.json"
@@ -42,6 +44,8 @@ SYSTEMS = {
     "lorenz63-trajectories-4000": "lorenz63",
     "fitzhugh-nagumo-trajectories": "fitzhugh-nagumo",
     "double-pendulum-trajectories": "double-pendulum",
+    "lorenz63-trajectories-low": "lorenz63",
+    "fitzhugh-nagumo-trajectories-low": "fitzhugh-nagumo",
 }
 EVENTS = trajectories.EVENTS  # of what the networks see
 # of every sampler of the chapters on events, one evaluation a step.  On the attractor what becomes
@@ -52,6 +56,11 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "fitzhugh-nagumo": {"steps": 112, "spacing": "log-ratio", "ratios": (0.01, 80.0)},
     "double-pendulum": {"steps": 112, "spacing": "log-ratio", "ratios": (0.01, 100.0)},
 }
+# and where a network for low noise goes on, which is right further down
+LOW = {
+    "lorenz63": {"ratios": (0.02, 100.0)},
+    "fitzhugh-nagumo": {"steps": 129, "ratios": (0.0025, 80.0)},
+}
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories
 DRAWN = {"cpu": 1, "cuda": 16}  # chunks drawn from one seed, on the device
@@ -59,6 +68,12 @@ TOGETHER = {"cpu": 256, "cuda": 4096}  # trajectories denoised at once
 AT_ONCE = {"cpu": 2**12, "cuda": 2**22}  # trajectories simulated at once
 BINS = 128
 FIRST_SEED, SIMULATED_SEED = 40_000, 30_000
+
+
+def sampler(name: str) -> dict[str, Any]:
+    """Return the steps that samples of these weights are drawn with."""
+    system = SYSTEMS[name]
+    return SAMPLERS[system] | (LOW[system] if name.endswith("-low") else {})
 
 
 def untrained(name: str) -> Any:
@@ -80,18 +95,33 @@ def as_flag(bfloat16: float | None) -> str:
     return "" if bfloat16 is None else " --bfloat16" + f" {bfloat16:g}" * (bfloat16 > 0)
 
 
+def rounded(denoiser: Any, bfloat16: float) -> None:
+    """Make a network multiply with eight bits from this sigma/alpha on."""
+    forward = denoiser.network.forward
+
+    def eight_bits(x: Tensor, level: Tensor) -> Tensor:
+        noisy = bfloat16 == 0 or bool((level.exp() >= bfloat16).all())
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=noisy):
+            return forward(x, level).float()
+
+    denoiser.network.forward = eight_bits
+
+
 def network(name: str, small: bool = False, bfloat16: float | None = None) -> Any:
-    """Return the denoiser that a tool is about: untrained if ``small``, and as the flag says."""
-    denoiser = untrained(name) if small else pretrained.load(name)[0]
+    """Return the denoiser that a tool is about: untrained if ``small``, and as the flag says.
+
+    Weights for low noise come with those for all levels, which alone may have eight bits."""
+    start = pretrained.RECIPES[name].start
+    if start is None:
+        denoiser = high = untrained(name) if small else pretrained.load(name)[0]
+    elif small:
+        high, low = untrained(start), untrained(name)
+        denoiser = ByLevel([(pretrained.RECIPES[name].below, high), (0.0, low)])
+    else:
+        denoiser, _ = pretrained.joined(name)
+        high = denoiser.parts[0][1]
     if bfloat16 is not None:
-        forward = denoiser.network.forward
-
-        def rounded(x: Tensor, level: Tensor) -> Tensor:
-            noisy = bfloat16 == 0 or bool((level.exp() >= bfloat16).all())
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=noisy):
-                return forward(x, level).float()
-
-        denoiser.network.forward = rounded
+        rounded(high, bfloat16)
     return denoiser
 
 
@@ -105,7 +135,10 @@ def weights(name: str, small: bool = False) -> dict[str, str]:
     if small:
         return {"weights": name, "sha256": "untrained"}
     data = (pretrained.WEIGHTS / f"{name}.safetensors").read_bytes()
-    return {"weights": name, "sha256": hashlib.sha256(data).hexdigest()[:16]}
+    start = pretrained.RECIPES[name].start
+    return {"weights": name, "sha256": hashlib.sha256(data).hexdigest()[:16]} | (
+        {"start": weights(start)["sha256"]} if start else {}
+    )
 
 
 def simulated(case: Case, number: int, device: torch.device) -> Tensor:
@@ -147,7 +180,7 @@ def run(
     at = brute_force.thresholds(case)
     made_with = {
         **weights(name, small),
-        **SAMPLERS[SYSTEMS[name]],
+        **sampler(name),
         "bfloat16": bfloat16,
         "thresholds": [round(float(v), 6) for v in at],
     }
@@ -161,7 +194,7 @@ def run(
     while entry["chunks"] < chunks:
         drawn = min(DRAWN[device.type], chunks - entry["chunks"])
         z = sampling.sample(
-            denoiser, (drawn * chunk, *event.shape), **SAMPLERS[SYSTEMS[name]], method="multistep",
+            denoiser, (drawn * chunk, *event.shape), **sampler(name), method="multistep",
             eta=1.0, chunk=TOGETHER[device.type],
             generator=torch.Generator(device).manual_seed(FIRST_SEED + entry["chunks"]),
         )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddmlib.datasets import Standardizer
 from ddmlib.denoisers.protocol import Denoiser
 
 
@@ -74,13 +75,14 @@ class Symmetric(Denoiser):
     ----------
     denoiser : Denoiser
     signs : sequence of float
-        The diagonal of M, +1 or -1 for each component: (-1, -1, 1) for Lorenz 63 in units that
-        leave x and y uncentred.
+        The diagonal of M in physical units, +1 or -1 for each component: (-1, -1, 1) for Lorenz 63.
+        In standardised units, z = (x - m)/s, the mirror is z -> M z + (M - 1) m/s.
 
     Raises
     ------
     ValueError
-        If ``signs`` does not fit, or a component that changes its sign has a mean other than zero.
+        If ``signs`` does not fit, or a component that changes its sign has a mean other than zero
+        in units that are no straight line of it.
     """
 
     def __init__(self, denoiser: Denoiser, signs: Sequence[float]) -> None:
@@ -88,11 +90,17 @@ class Symmetric(Denoiser):
         self.schedule, self.standardizer = denoiser.schedule, denoiser.standardizer
         self.event, self.ratios = denoiser.event, denoiser.ratios
         self.elementwise = denoiser.elementwise
-        mean = denoiser.standardizer.mean
-        if self.signs.shape != mean.shape or not bool((self.signs.abs() == 1).all()):
-            raise ValueError(f"signs must be {len(mean)} numbers, +1 or -1, got {list(signs)}")
-        if bool((mean[self.signs.to(mean) < 0] != 0).any()):
-            raise ValueError(f"signs must keep components of non-zero mean, {mean.tolist()}")
+        units = denoiser.standardizer
+        if self.signs.shape != units.mean.shape or not bool((self.signs.abs() == 1).all()):
+            raise ValueError(
+                f"signs must be {len(units.mean)} numbers, +1 or -1, got {list(signs)}"
+            )
+        self.shift = (self.signs.to(units.mean) - 1) * units.mean / units.std
+        if bool(self.shift.any()) and type(units) is not Standardizer:
+            raise ValueError(
+                "signs must keep components of non-zero mean where units are stretched, "
+                f"{units.mean.tolist()}"
+            )
 
     @property
     def device(self) -> torch.device | None:
@@ -101,6 +109,7 @@ class Symmetric(Denoiser):
 
     def denoise(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """Return the average of x̂ and its mirror image; see `Denoiser.denoise`."""
-        signs = self.signs.to(x_t)
-        here, there = self.denoiser.denoise(torch.stack((x_t, signs * x_t)), alpha_t, sigma_t)
-        return (here + signs * there) / 2
+        signs, shift = self.signs.to(x_t), self.shift.to(x_t)
+        mirrored = signs * x_t + alpha_t * shift
+        here, there = self.denoiser.denoise(torch.stack((x_t, mirrored)), alpha_t, sigma_t)
+        return (here + signs * there + shift) / 2

@@ -33,7 +33,11 @@ class Recipe:
     small: int = 2**14  # samples of the test that measures the weights anew
     stored: torch.dtype = torch.float32  # on disk; halves where the metric does not notice
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # of budgets, where others
-    start: str | None = None  # name of the weights that training begins with
+    # of weights for low noise alone: the name of those that training begins with and that are used
+    # above, the sigma/alpha below which they are, and signs of a mirror that both are averaged over
+    start: str | None = None
+    below: float = 0.0
+    mirror: tuple[float, ...] = ()
 
     def model_for(self, budget: str) -> dict[str, Any]:
         """Return the ``model`` of a budget: some train a larger network."""

@@ -255,4 +255,5 @@ for head in ("noise", "state", "velocity"):
                     "smoke": {**TINY, "levels": 1000},
                 },
                 seed=run,
+                stored=torch.float16,
             )

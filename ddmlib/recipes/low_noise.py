@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ddmlib.denoisers import ByLevel
 from ddmlib.recipes import trajectories
 from ddmlib.recipes.common import Recipe
 
@@ -18,26 +17,13 @@ RATIOS: dict[str, tuple[float, float]] = {
     "fitzhugh-nagumo": (2.5e-3, 0.3),
 }
 BELOW = {"lorenz63": 1.0, "fitzhugh-nagumo": 0.2}
+# the law of stationary Lorenz 63 does not change where x and y change their signs
+MIRROR = {"lorenz63": (-1.0, -1.0, 1.0)}
 # of all budgets
 TRAINING: dict[str, dict[str, Any]] = {
     "lorenz63": {"lr": 4e-4, "kernel_lr": 8e-4},
     "fitzhugh-nagumo": {"lr": 8e-4, "kernel_lr": 3e-3, "far": trajectories.FAR},
 }
-
-
-def joined(system: str, low: Any) -> ByLevel:
-    """Return the denoiser that is ``low`` at low noise, and the shipped one above."""
-    from ddmlib import pretrained  # it needs all recipes
-
-    high, _ = pretrained.load(f"{system}-trajectories", low.device)
-    return ByLevel([(BELOW[system], high), (0.0, low)])
-
-
-def measure(
-    system: str, low: Any, samples: int, features: Any = None, brief: bool = False
-) -> dict[str, Any]:
-    """Measure the denoiser of both networks, as `trajectories.measure_trajectories` does."""
-    return trajectories.measure_trajectories(system, joined(system, low), samples, brief=brief)
 
 
 def _recipe(system: str) -> Recipe:
@@ -48,7 +34,7 @@ def _recipe(system: str) -> Recipe:
         description=f"{start.description[:-1]}; for sigma/alpha below {BELOW[system]:g} alone.",
         model=start.model_for("full") | {"ratios": ratios},
         loss=functools.partial(trajectories.denoising, system),
-        measure=functools.partial(measure, system),
+        measure=start.measure,
         samples=start.samples,
         small=start.small,
         budgets={
@@ -65,6 +51,8 @@ def _recipe(system: str) -> Recipe:
         uses_features=False,
         stored=torch.float16,
         start=f"{system}-trajectories",
+        below=BELOW[system],
+        mirror=MIRROR.get(system, ()),
     )
 
 

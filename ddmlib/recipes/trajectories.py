@@ -226,7 +226,7 @@ def measure_trajectories(
         steps=50,
         method="multistep",
         eta=1.0,
-        ratios=RATIOS[system],
+        ratios=denoiser.ratios,
         generator=torch.Generator().manual_seed(3),
         chunk=CHUNK,
     )
@@ -235,7 +235,7 @@ def measure_trajectories(
     distance = functools.partial(metrics.total_variation, bins=BINS, limits=limits)
     result: dict[str, Any] = {
         "samples": samples,
-        "sampler": f"multistep, eta = 1, log-ratio grid up to {RATIOS[system][1]:g}",
+        "sampler": f"multistep, eta = 1, log-ratio grid up to {denoiser.ratios[1]:g}",
         "evaluations": sampling.evaluations("multistep", 50),
         "total_variation": round(distance(ours, c[:samples]), 5),
         "total_variation_floor": round(distance(c[samples:], c[:samples]), 5),
