@@ -24,12 +24,33 @@ TRAINING: dict[str, dict[str, Any]] = {
     "lorenz63": {"lr": 4e-4, "kernel_lr": 8e-4},
     "fitzhugh-nagumo": {"lr": 8e-4, "kernel_lr": 3e-3, "far": trajectories.FAR},
 }
+# and afterwards: spikes are three of four trajectories that are seen
+SPIKES: dict[str, dict[str, Any]] = {
+    "fitzhugh-nagumo": {
+        "steps": 3200,
+        "lr": 6e-4,
+        "kernel_lr": 2e-3,
+        "far": {"tail": 0.032, "share": 0.75},
+        "data_seed": 7,
+    }
+}
 
 
 def _recipe(system: str) -> Recipe:
     start = trajectories.RECIPES[f"{system}-trajectories"]
     ratios = list(RATIOS[system])
     settings = TRAINING[system] | {"ratios": ratios, "bfloat16": False, "pool": 2**10}
+    budgets = {
+        name: {"trajectories": n, "steps": steps, "batch": batch, "groups": groups}
+        | {"data_seed": 6, **settings}
+        for name, n, steps, batch, groups in (
+            ("default", 2**18, 4000, 256, 64),
+            ("full", 2**20, 16_000, 1024, 256),
+            ("smoke", 16, 10, 8, 4),
+        )
+    }
+    if system in SPIKES:
+        budgets["fine"] = budgets["default"] | SPIKES[system]
     return Recipe(
         description=f"{start.description[:-1]}; for sigma/alpha below {BELOW[system]:g} alone.",
         model=start.model_for("full") | {"ratios": ratios},
@@ -37,15 +58,7 @@ def _recipe(system: str) -> Recipe:
         measure=start.measure,
         samples=start.samples,
         small=start.small,
-        budgets={
-            name: {"trajectories": n, "steps": steps, "batch": batch, "groups": groups}
-            | {"data_seed": 6, **settings}
-            for name, n, steps, batch, groups in (
-                ("default", 2**18, 4000, 256, 64),
-                ("full", 2**20, 16_000, 1024, 256),
-                ("smoke", 16, 10, 8, 4),
-            )
-        },
+        budgets=budgets,
         decay=start.decay,
         clip=start.clip,
         uses_features=False,
