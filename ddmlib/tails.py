@@ -46,3 +46,7 @@ class AsinhStandardizer(Standardizer):
         """Map z of shape (..., d) to physical units."""
         checks.last_axis("z", z, len(self.mean))
         return super().inverse(self.knee * torch.sinh(z / self.knee))
+
+    def stretch(self, z: Tensor) -> Tensor:
+        """Return how much a step in z is in physical units, beside one at the mean: dx/dz / std."""
+        return torch.cosh(z / self.knee)

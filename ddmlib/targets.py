@@ -17,9 +17,11 @@ Far samples, spikes say, may be few, and a loss that counts all alike leaves the
 `Far` draws them more often.  Where the loss of a sample is divided by how much more often it was
 drawn, and the pool's weights likewise, the minimiser stays what it was.  And it may be multiplied
 by any function of x_t alone, since E[x_0 | x_t] is the best answer at each x_t whatever that x_t
-counts: by one that grows where x_t itself is far, which at low noise undoes the division.
+counts: by one that grows where x_t itself is far, which at low noise undoes the division.  The same
+holds for each component of the answer: tops of spikes may count more than what lies about them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +124,7 @@ def pooled_loss(
     eps: Tensor,
     often: Tensor | None = None,
     far: Far | None = None,
+    each: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return the mean squared error of a velocity head against the pool's velocity.
 
@@ -144,6 +147,9 @@ def pooled_loss(
         How much more often each of the pool was drawn; ``x_0`` are then its first samples.
     far : Far, optional
         How much the loss at x_t/√(alpha_t² + sigma_t²) counts.
+    each : callable, optional
+        How much the loss of each component counts, a positive function of the same; the mean of
+        these weights over the batch is taken out.
 
     Returns
     -------
@@ -155,9 +161,13 @@ def pooled_loss(
     mean = pooled_means(x_t, alpha_t, sigma_t, pool, often)
     f, u, c, s = denoiser.output(x_t, alpha_t, sigma_t)
     wanted = velocity_from_state(mean, u, c, s)
-    if often is None and far is None:
+    if often is None and far is None and each is None:
         return torch.nn.functional.mse_loss(f, wanted)
-    loss = (f - wanted).square().flatten(1 - pool.ndim).mean(-1)
+    loss = (f - wanted).square()
+    if each is not None:
+        counts = each(u)
+        loss = loss * counts / counts.mean()
+    loss = loss.flatten(1 - pool.ndim).mean(-1)
     if often is not None:
         loss = loss / often[: loss.numel()].reshape(loss.shape)
     return (loss if far is None else loss * far(u)).mean()

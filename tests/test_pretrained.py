@@ -67,7 +67,9 @@ def test_every_shipped_card_belongs_to_a_recipe_and_to_weights():
 def test_shipped_card_says_how_the_weights_were_made(name):
     card, recipe = pretrained.card(name), recipes.RECIPES[name]
     assert card["name"] == name
-    assert card["command"].startswith(f"python -m ddmlib train {name}")
+    first = f"python -m ddmlib train {recipe.start or name} "
+    assert card["command"].startswith(first)
+    assert f"python -m ddmlib train {name} " in card["command"] + " "
     budget = card["command"].split("--budget ")[1].split()[0]  # the first of them
     assert card["model"] == json.loads(json.dumps(recipe.model_for(budget)))
     assert {"steps", "batch", "seed"} <= card["training"].keys()

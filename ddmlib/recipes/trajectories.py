@@ -155,6 +155,7 @@ def denoising(
     As `training.denoising_batches`, for trajectories (trajectories, length, d).  Where the settings
     give the size of a ``pool``, a batch is the first of that many trajectories, which all tell what
     the target is.  A ``focus`` gives some noise levels more of it, ``ratios`` leave others out.
+    With ``heights`` squared errors count as in physical units, also where these are stretched.
     """
     evenly = schedules.LogLinear(*settings.get("ratios", RATIOS[system]))
     denoiser = denoiser.with_schedule(evenly)
@@ -166,6 +167,8 @@ def denoising(
     far = targets.Far.of(data, **settings["far"]) if "far" in settings else None
     counts = torch.ones(len(data), device=device) if far is None else far(data)
     ends = counts.double().cumsum(0) / counts.double().sum()
+    stretch = denoiser.standardizer.stretch if settings.get("heights") else None
+    each = None if stretch is None else lambda u: stretch(u) ** 2
 
     def loss(generator: torch.Generator) -> Tensor:
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
@@ -184,7 +187,7 @@ def denoising(
         eps = noise.normal_like(x_0, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=eight_bits):
             if number or far is not None:
-                return targets.pooled_loss(denoiser, pool, x_0, t, eps, often, far)
+                return targets.pooled_loss(denoiser, pool, x_0, t, eps, often, far, each)
             return denoising_loss(denoiser, x_0, t, eps)
 
     return loss
