@@ -157,8 +157,8 @@ def train(
         One of `names`.
     budget : str
         "default" (an hour of two cores at most), "full" (the paper's scale, for a GPU) or "smoke"
-        (seconds, for tests).  The card of a shipped file says which made it.  Some have "more",
-        "further" and "fine", which go on from the weights that are there.
+        (seconds, for tests).  The card of a shipped file says which made it.  Some have "more" and
+        "further", which go on from the weights that are there.
     steps : int, optional
         Of the optimiser; default: the budget's.
     compiled : bool

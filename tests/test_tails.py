@@ -64,3 +64,9 @@ def test_a_card_names_the_units():
     assert isinstance(built.standardizer, AsinhStandardizer)
     for name in ("lorenz63-trajectories", "double-pendulum-trajectories"):
         assert "tails" not in recipes.RECIPES[name].model
+
+
+def test_stretch_is_the_slope_of_the_inverse():
+    z = torch.linspace(-5, 5, 41, dtype=torch.float64)[:, None].expand(-1, 2)
+    slope = (UNITS.inverse(z + 1e-5) - UNITS.inverse(z - 1e-5)) / 2e-5 / STD
+    torch.testing.assert_close(UNITS.stretch(z), slope, rtol=1e-6, atol=1e-6)

@@ -168,3 +168,35 @@ def test_drawing_what_is_far_more_often_leaves_the_mean_gradient(denoiser, gener
     # without the division the far ones would count twice over
     without = alike.mean(0) - torch.stack(found["far"]).mean(0) * float(counts.mean())
     assert float((without / error).square().mean()) > 2
+
+
+def test_components_count_as_asked_by_what_the_network_sees(denoiser, generator):
+    generator = generator()
+    pool = torch.randn(16, 8, 2, generator=generator)
+    x_0, t = pool[None, :4], torch.full((1, 1), 0.4)
+    eps = torch.randn(x_0.shape, generator=generator)
+    usual = targets.pooled_loss(denoiser, pool, x_0, t, eps)
+    alike = targets.pooled_loss(denoiser, pool, x_0, t, eps, each=lambda u: torch.full_like(u, 7.0))
+    torch.testing.assert_close(alike, usual)  # weights are taken by their mean
+    first = targets.pooled_loss(denoiser, pool, x_0, t, eps, each=lambda u: 1.0 * (u > 0))
+    alpha, sigma = denoiser.levels(x_0, t)
+    x_t = alpha * x_0 + sigma * eps
+    f, u, c, s = denoiser.output(x_t, alpha, sigma)
+    wanted = c * (u - c * targets.pooled_means(x_t, alpha, sigma, pool)) / s
+    wanted = wanted - s * targets.pooled_means(x_t, alpha, sigma, pool)
+    torch.testing.assert_close(first, (f - wanted).square()[u > 0].mean())
+
+
+def test_a_function_of_the_noisy_sample_leaves_the_best_answer(generator):
+    """Of two points, E[x_0 | x_t] stays the least-squares answer where large x_t count tenfold."""
+    generator = generator()
+    points = torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    x_0 = points[torch.randint(2, (400_000,), generator=generator)]
+    x_t = x_0 + torch.randn(len(x_0), generator=generator, dtype=torch.float64)
+    exact = EmpiricalDenoiser(points[:, None]).denoise(
+        x_t[:, None], *(torch.ones(1, 1, dtype=torch.float64) for _ in range(2))
+    )[:, 0]
+    counts = torch.where(x_t > 1, 10.0, 1.0)
+    for basis in (torch.ones_like(x_t), x_t, x_t.sign()):  # the gradient of a loss, by parameters
+        slope = counts * (exact - x_0) * basis
+        assert abs(float(slope.mean())) < 4 * float(slope.std()) / len(x_0) ** 0.5

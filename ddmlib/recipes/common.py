@@ -9,7 +9,7 @@ import torch
 from ddmlib import training
 
 BUDGETS = ("default", "full", "smoke")  # of every recipe
-CONTINUED = ("more", "further", "fine")  # of some, from the weights that are there
+CONTINUED = ("more", "further")  # of some, from the weights that are there
 CHUNK = 2**14  # states handled at once, so that activations stay in the cache
 TRAIN_SEED, TEST_SEED = 1, 2
 
