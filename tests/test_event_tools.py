@@ -189,7 +189,7 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
 ):
     out = tmp_path / "event-samples.json"
     present = set()
-    for part in ("guided", "steered", "twisted", "levels", "renewed"):
+    for part in ("guided", "steered", "twisted", "levels", "resolution", "renewed"):
         present |= {part}
         arguments = ["double-pendulum", "--small", "--parts", part, "--out", str(out)]
         monkeypatch.setattr("sys.argv", ["event_samples.py", *arguments])
@@ -197,13 +197,16 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
         entry = results.load(out)["double-pendulum"]
         assert set(event_samples.PARTS) & set(entry) == present
         assert entry["command"].endswith(f"--parts {part}")
-        if part != "levels":
+        if part not in ("levels", "resolution"):
             assert 0 <= entry[part]["inside"] <= 1
     assert entry["steered"]["excess"] == entry["twisted"]["excess"] == 2
     assert entry["renewed"]["renewals"] == [8.0, 4.0]
     assert entry["renewed"]["inside"] == entry["twisted"]["inside"] == 1
     assert "renewals" not in entry["twisted"]
     assert [row["ratio"] for row in entry["levels"]["rows"]] == [0.02, 0.1, 1.0]
+    told = entry["resolution"]["rows"]
+    assert [row["ratio"] for row in told] == list(event_samples.RESOLUTION)
+    assert all(row[k]["median"] > 0 for row in told for k in ("network", "others"))
     # after a move at the lowest level the states are still where they were, or nearly
     assert entry["levels"]["rows"][0]["total_variation"] < 1
     assert entry["guided"]["command"].endswith("--parts guided")

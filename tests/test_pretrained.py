@@ -333,7 +333,7 @@ def test_weights_for_low_noise_start_from_those_for_all_and_say_so(low):
         f"{shipped['command']} && python -m ddmlib train {LOW} --budget smoke --steps 2"
     )
     assert card["training"]["before"]["steps"] == shipped["training"]["steps"]
-    assert card["model"] == shipped["model"] | {"ratios": [0.0025, 1.5]}
+    assert card["model"] == shipped["model"] | {"ratios": [0.01, 1.5]}
 
 
 def test_two_networks_are_joined_where_the_recipe_says(low, tmp_path):
@@ -341,7 +341,7 @@ def test_two_networks_are_joined_where_the_recipe_says(low, tmp_path):
     both, card = pretrained.joined(LOW, "cpu", low)
     assert card == pretrained.card(LOW, low)
     parts = pretrained.load(start, "cpu")[0], pretrained.load(LOW, "cpu", low)[0]
-    assert both.ratios == (parts[1].ratios[0], parts[0].ratios[1]) == (0.0025, 80.0)
+    assert both.ratios == (parts[1].ratios[0], parts[0].ratios[1]) == (0.01, 80.0)
     x = torch.randn(3, 60, 4, generator=torch.Generator().manual_seed(0))
     one = torch.ones(1, 1, 1)
     for ratio, part in ((0.99 * below, parts[1]), (1.01 * below, parts[0])):

@@ -12,12 +12,13 @@ weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 o
 weighted to the end; renewed ones are twisted ones that were made anew from a few noise levels
 (`events.renew`), so that they have less in common, and take little longer where both are asked for.
 Of guided and steered ones nothing is rejected or projected.  "levels" says where a network loses
-the law: simulated trajectories in the event are made anew from one noise level each.  Where states
-are stretched by asinh, so is C for the guidance: the event is the same.  The pendulum's network
-makes sines and cosines; what is judged are angles.  The floors are those of other simulated
-trajectories of the same number.  "beyond" is the share above the last box of C, which one simulated
-trajectory in a thousand is.  Results go to book/results/event-samples.json after every part; parts
-that were made with these settings and weights are kept.
+the law: simulated trajectories in the event are made anew from one noise level each; "resolution",
+how well one evaluation tells C of them, beside the mean of as many others that are simulated.
+Where states are stretched by asinh, so is C for the guidance: the event is the same.  The
+pendulum's network makes sines and cosines; what is judged are angles.  The floors are those of
+other simulated trajectories of the same number.  "beyond" is the share above the last box of C,
+which one simulated trajectory in a thousand is.  Results go to book/results/event-samples.json
+after every part; parts that were made with these settings and weights are kept.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from plain_samples import (
 )
 from torch import Tensor
 
-from ddmlib import events, metrics, sampling
+from ddmlib import events, metrics, sampling, targets
 from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "event-samples.json"
@@ -58,7 +59,7 @@ SYSTEMS = (
 )
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
-PARTS = ("steered", "twisted", "renewed", "guided", "levels")
+PARTS = ("steered", "twisted", "renewed", "guided", "levels", "resolution")
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
@@ -70,6 +71,7 @@ LEVELS = {
     "fitzhugh-nagumo": (0.02, 0.1, 1.0),
     "double-pendulum": (0.02, 0.1, 1.0),
 }
+RESOLUTION = (0.05, 0.1, 0.2, 0.5)  # sigma/alpha at which one evaluation is asked for C
 # and from which twisted samples are.  Of simulated trajectories in the event, at
 # the highest of them one in seven of Lorenz 63 stays, one in two of the others, and keeps nothing
 # of the order of its C; at 2 seven in ten stay on Lorenz 63 (chapter 09)
@@ -200,6 +202,41 @@ def made_anew(
     return rows
 
 
+def resolution(
+    denoiser: Any, system: str, event: events.Constraint, judge: Judge
+) -> list[dict[str, Any]]:
+    """Return how far one evaluation is from C of simulated trajectories in the event.
+
+    Beside the network stands the mean of other simulated trajectories in the event, given the
+    noisy one (`targets.pooled_means`): what so many of them know of C.
+    """
+    units = denoiser.standardizer
+    pool, z = (
+        units(trajectories.PENDULUM.on_circle(x) if system == "double-pendulum" else x)
+        for x in (v.float().to(denoiser.device) for v in (judge.reference, judge.other[:GUIDED]))
+    )
+    c, one, rows = event.margin(units.inverse(z)), torch.ones(1, 1, 1).to(z), []
+    generator = torch.Generator().manual_seed(9)
+    for ratio in RESOLUTION:
+        x_t = z + ratio * torch.randn(z.shape, generator=generator).to(z)
+        parts = x_t.split(TOGETHER[denoiser.device.type])
+        found = {
+            "network": torch.cat([denoiser.denoise(v, one, ratio * one) for v in parts]),
+            "others": torch.cat([targets.pooled_means(v, one, ratio * one, pool) for v in parts]),
+        }
+        row: dict[str, Any] = {"ratio": ratio}
+        for name, x_hat in found.items():
+            miss = event.margin(units.inverse(x_hat)) - c
+            error = float((x_hat - z).square().mean().sqrt()) / ratio
+            row[name] = {
+                "mean": round(float(miss.mean()), 5),
+                "median": round(float(miss.abs().median()), 5),
+                "error_over_noise": round(error, 4),
+            }
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     """Measure one system as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -268,6 +305,10 @@ def main() -> None:
     for part in wanted:
         if part == "levels":
             rows = made_anew(denoiser, system, for_network, judge, sampler)
+            keep(part, {"rows": rows} | made_by[part] | {"command": command})
+            continue
+        if part == "resolution":
+            rows = resolution(denoiser, system, for_network, judge)
             keep(part, {"rows": rows} | made_by[part] | {"command": command})
             continue
         x = denoiser.standardizer.inverse(drawn[part]()).cpu()

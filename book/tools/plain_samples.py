@@ -59,7 +59,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 # and where a network for low noise goes on, which is right further down
 LOW = {
     "lorenz63": {"ratios": (0.02, 100.0)},
-    "fitzhugh-nagumo": {"steps": 129, "ratios": (0.0025, 80.0)},
+    "fitzhugh-nagumo": {},
 }
 CHUNK, CHUNKS = 1024, 98
 FEW_CHUNKS = 20  # of the network that saw 4000 trajectories

@@ -14,7 +14,7 @@ from ddmlib.recipes.common import Recipe
 # noise levels, sigma/alpha, that each is trained on, and the one below which it is used
 RATIOS: dict[str, tuple[float, float]] = {
     "lorenz63": (1e-2, 1.5),
-    "fitzhugh-nagumo": (2.5e-3, 1.5),
+    "fitzhugh-nagumo": (1e-2, 1.5),
 }
 BELOW = {"lorenz63": 1.0, "fitzhugh-nagumo": 1.0}
 # the law of stationary Lorenz 63 does not change where x and y change their signs
@@ -23,8 +23,8 @@ MIRROR = {"lorenz63": (-1.0, -1.0, 1.0)}
 TRAINING: dict[str, dict[str, Any]] = {
     "lorenz63": {"lr": 4e-4, "kernel_lr": 8e-4},
     "fitzhugh-nagumo": {
-        "lr": 6e-4,
-        "kernel_lr": 1.5e-3,
+        "lr": 4e-4,
+        "kernel_lr": 1e-3,
         "far": {"tail": 0.032, "share": 0.75},  # three in four that are seen are spikes
         "heights": True,
     },
