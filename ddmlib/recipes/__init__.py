@@ -2,7 +2,8 @@
 
 `RECIPES` holds all of them by name: those of Lorenz 63 after F24 (Finn et al. 2024), those of
 trajectories of the noisy chain after R23 (Rozet & Louppe 2023), and those of the trajectories of
-three systems, on which events are defined, after Z23 (Finzi et al. 2023).
+three systems, on which events are defined, after Z23 (Finzi et al. 2023), some with a second
+network for low noise.
 """
 
 from . import lorenz63, low_noise, noisy_lorenz63, trajectories
