@@ -34,7 +34,7 @@ class Recipe:
     stored: torch.dtype = torch.float32  # on disk; halves where the metric does not notice
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # of budgets, where others
     # of weights for low noise alone: the name of those that training begins with and that are used
-    # above, the sigma/alpha below which they are, and signs of a mirror that both are averaged over
+    # above, the sigma/alpha below which they are, and signs of a mirror that they are averaged over
     start: str | None = None
     below: float = 0.0
     mirror: tuple[float, ...] = ()

@@ -32,6 +32,8 @@ RATIOS: dict[str, tuple[float, float]] = {
 BELOW = {"lorenz63": 1.0, "fitzhugh-nagumo": 1.0}
 # the law of stationary Lorenz 63 does not change where x and y change their signs
 MIRROR = {"lorenz63": (-1.0, -1.0, 1.0)}
+# of some, once more from the weights that are there: how many of these small steps
+MORE = {"fitzhugh-nagumo": 6000}
 # of all budgets
 TRAINING: dict[str, dict[str, Any]] = {
     "lorenz63": {"lr": 4e-4, "kernel_lr": 8e-4},
@@ -48,14 +50,17 @@ def _recipe(system: str) -> Recipe:
     start = trajectories.RECIPES[f"{system}-trajectories"]
     ratios = list(RATIOS[system])
     settings = TRAINING[system] | {"ratios": ratios, "bfloat16": False, "pool": 2**10}
+    sizes = [
+        ("default", 6, 2**18, 4000, 256, 64),
+        ("full", 6, 2**20, 16_000, 1024, 256),
+        ("smoke", 6, 16, 10, 8, 4),
+    ]
+    if system in MORE:
+        sizes.append(("more", 7, 2**18, MORE[system], 256, 64))
     budgets = {
         name: {"trajectories": n, "steps": steps, "batch": batch, "groups": groups}
-        | {"data_seed": 6, **settings}
-        for name, n, steps, batch, groups in (
-            ("default", 2**18, 4000, 256, 64),
-            ("full", 2**20, 16_000, 1024, 256),
-            ("smoke", 16, 10, 8, 4),
-        )
+        | {"data_seed": seed, **settings}
+        for name, seed, n, steps, batch, groups in sizes
     }
     return Recipe(
         description=f"{start.description[:-1]}; for sigma/alpha below {BELOW[system]:g} alone.",
