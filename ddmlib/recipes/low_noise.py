@@ -12,8 +12,9 @@ Heights of spikes hang on few of 240 numbers, so a loss that counts all alike ha
 sigma/alpha = 0.2 one evaluation of the cells' network misses C by 0.016 (median), the mean of
 10 000 simulated spikes, given the same noisy one, by 0.005 (``--parts resolution`` of
 ``book/tools/event_samples.py``).  So errors count as in physical units there, ``heights``, and
-three in four of what is seen are spikes.  Levels below 0.01 are left out: with them, down to
-0.0025, they were most of that loss, and three spikes in a hundred were still higher than any is.
+three in four of what is seen are spikes.  Levels below 0.01 are left out: down to 0.0025 they were
+most of that loss.  It still fell when the rate came down to zero, so that "more" goes on from
+there, on fresh trajectories.
 """
 
 import functools
