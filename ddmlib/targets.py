@@ -18,7 +18,8 @@ Far samples, spikes say, may be few, and a loss that counts all alike leaves the
 drawn, and the pool's weights likewise, the minimiser stays what it was.  And it may be multiplied
 by any function of x_t alone, since E[x_0 | x_t] is the best answer at each x_t whatever that x_t
 counts: by one that grows where x_t itself is far, which at low noise undoes the division.  The same
-holds for each component of the answer: tops of spikes may count more than what lies about them.
+holds for each component of the answer, so that tops of spikes may count more than what lies about
+them, and for the error along a direction, that in which some number of a sample changes.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from ddmlib import checks
 from ddmlib.denoisers import NetworkDenoiser
-from ddmlib.denoisers.protocol import diffuse, velocity_from_state
+from ddmlib.denoisers.protocol import diffuse, state_from_velocity, velocity_from_state
 
 WIDTH = 0.05  # of the edge between near and far, as a share of it
 
@@ -125,6 +126,8 @@ def pooled_loss(
     often: Tensor | None = None,
     far: Far | None = None,
     each: Callable[[Tensor], Tensor] | None = None,
+    functional: Callable[[Tensor], Tensor] | None = None,
+    weight: float = 1.0,
 ) -> Tensor:
     """Return the mean squared error of a velocity head against the pool's velocity.
 
@@ -150,6 +153,12 @@ def pooled_loss(
     each : callable, optional
         How much the loss of each component counts, a positive function of the same; the mean of
         these weights over the batch is taken out.
+    functional : callable, optional
+        A differentiable number of each sample, (*batch, *event) to (*batch,).  The squared error
+        along its gradient at the network's own answer, in units of that gradient's mean square,
+        is added; the minimiser is the same, but what this number depends on is learnt first.
+    weight : float
+        How much that counts.
 
     Returns
     -------
@@ -161,13 +170,19 @@ def pooled_loss(
     mean = pooled_means(x_t, alpha_t, sigma_t, pool, often)
     f, u, c, s = denoiser.output(x_t, alpha_t, sigma_t)
     wanted = velocity_from_state(mean, u, c, s)
-    if often is None and far is None and each is None:
+    if often is None and far is None and each is None and functional is None:
         return torch.nn.functional.mse_loss(f, wanted)
     loss = (f - wanted).square()
     if each is not None:
         counts = each(u)
         loss = loss * counts / counts.mean()
     loss = loss.flatten(1 - pool.ndim).mean(-1)
+    if functional is not None:
+        x_hat = state_from_velocity(f.detach(), u, c, s).requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(functional(x_hat).sum(), x_hat)
+        along = (slope * (f - wanted)).flatten(1 - pool.ndim).sum(-1).square()
+        loss = loss + weight * along / slope.square().flatten(1 - pool.ndim).sum(-1).mean()
     if often is not None:
         loss = loss / often[: loss.numel()].reshape(loss.shape)
     return (loss if far is None else loss * far(u)).mean()

@@ -307,7 +307,7 @@ def test_trajectory_weights_are_trained_and_measured(name, tmp_path, monkeypatch
     recipes.trajectories.reference.cache_clear()
 
 
-LOW = "fitzhugh-nagumo-trajectories-low"
+LOW, CPU = "fitzhugh-nagumo-trajectories-low", torch.device("cpu")
 
 
 @pytest.fixture
@@ -334,6 +334,27 @@ def test_weights_for_low_noise_start_from_those_for_all_and_say_so(low):
     )
     assert card["training"]["before"]["steps"] == shipped["training"]["steps"]
     assert card["model"] == shipped["model"] | {"ratios": [0.01, 1.5]}
+
+
+def test_by_further_the_error_of_c_counts_more(low, monkeypatch):
+    system, start = "fitzhugh-nagumo", recipes.RECIPES[LOW].start
+    known = recipes.RECIPES[LOW].budgets
+    quick = {"trajectories": 64, "batch": 8, "groups": 4, "pool": 16, "lr": 1e-7, "kernel_lr": 1e-7}
+    settings = known["further"] | quick
+    monkeypatch.setitem(known, "further", settings)
+    card = pretrained.train(LOW, budget="further", device="cpu", folder=low, steps=1)
+    assert card["training"]["event"] == recipes.low_noise.ASKED
+    denoiser = pretrained.load(start, "cpu")[0]
+
+    def value(**change):
+        loss = recipes.trajectories.denoising(
+            system, denoiser, {k: v for k, v in (settings | change).items() if v is not None}, CPU
+        )
+        return float(loss(torch.Generator().manual_seed(0)))
+
+    without, once, twice = value(event=None), value(event=0.3), value(event=0.6)
+    assert 0 < without < once
+    assert twice - without == pytest.approx(2 * (once - without), rel=1e-4)
 
 
 def test_two_networks_are_joined_where_the_recipe_says(low, tmp_path):

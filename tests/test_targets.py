@@ -187,6 +187,68 @@ def test_components_count_as_asked_by_what_the_network_sees(denoiser, generator)
     torch.testing.assert_close(first, (f - wanted).square()[u > 0].mean())
 
 
+def test_the_error_along_a_gradient_counts_as_asked(denoiser, generator):
+    generator = generator()
+    pool = torch.randn(16, 8, 2, generator=generator)
+    x_0, t = pool[None, :4], torch.full((1, 1), 0.4)
+    eps = torch.randn(x_0.shape, generator=generator)
+    usual = targets.pooled_loss(denoiser, pool, x_0, t, eps)
+    alpha, sigma = denoiser.levels(x_0, t)
+    f, u, c, s = denoiser.output(alpha * x_0 + sigma * eps, alpha, sigma)
+    mean = targets.pooled_means(alpha * x_0 + sigma * eps, alpha, sigma, pool)
+    error = f - (c * u - mean) / s
+
+    def top(x):  # of the first component, of trajectories (*batch, 8, 2)
+        return x[..., 0].square().amax(-1)
+
+    at = (c * u - s * f)[..., 0].square().argmax(-1, keepdim=True)
+    slope = 2 * torch.gather((c * u - s * f)[..., 0], -1, at)
+    along = (slope * torch.gather(error[..., 0], -1, at)).square().mean() / slope.square().mean()
+    for weight in (0.5, 3.0):
+        loss = targets.pooled_loss(denoiser, pool, x_0, t, eps, functional=top, weight=weight)
+        torch.testing.assert_close(loss, usual + weight * along)
+
+
+class Exact:
+    """The velocity E[v | x_t] of draws of some points, plus a number for each component."""
+
+    head = "velocity"
+
+    def __init__(self, points):
+        self.points, self.change = points, torch.zeros_like(points[0], requires_grad=True)
+
+    def levels(self, x, t):
+        return levels(t, x)
+
+    def output(self, x_t, alpha, sigma):
+        x_hat = targets.pooled_means(x_t, alpha, sigma, self.points)
+        return (alpha * x_t - x_hat) / sigma + self.change, x_t, alpha, sigma
+
+
+def test_the_error_along_a_gradient_leaves_the_best_answer(generator):
+    """E[velocity | x_t] stays stationary, whatever the functional; another answer is not."""
+    generator = generator()
+    points = torch.randn(3, 4, 1, generator=generator, dtype=torch.float64)
+    x_0 = points[torch.randint(3, (400, 1, 64), generator=generator)]
+    eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
+    exact = Exact(points)
+
+    def away(functional):
+        found = []
+        for x, e in zip(x_0, eps, strict=True):
+            # x_0 is known only as one of the pool
+            loss = targets.pooled_loss(exact, x[0], x, 1.0, e, functional=functional, weight=9.0)
+            found.append(torch.autograd.grad(loss, exact.change)[0])
+        g = torch.stack(found)
+        return float((g.mean(0) / (g.std(0) / len(g) ** 0.5)).abs().amax())
+
+    for functional in (lambda x: x.amax((-2, -1)), lambda x: x.square().sum((-2, -1))):
+        exact.change = torch.zeros(4, 1, dtype=torch.float64, requires_grad=True)
+        assert away(functional) < 4
+        exact.change = torch.full((4, 1), 0.2, dtype=torch.float64, requires_grad=True)
+        assert away(functional) > 8
+
+
 def test_a_function_of_the_noisy_sample_leaves_the_best_answer(generator):
     """Of two points, E[x_0 | x_t] stays the least-squares answer where large x_t count tenfold."""
     generator = generator()

@@ -147,7 +147,8 @@ def denoising(
     As `training.denoising_batches`, for trajectories (trajectories, length, d).  Where the settings
     give the size of a ``pool``, a batch is the first of that many trajectories, which all tell what
     the target is.  A ``focus`` gives some noise levels more of it, ``ratios`` leave others out.
-    With ``heights`` squared errors count as in physical units, also where these are stretched.
+    With ``heights`` squared errors count as in physical units, also where these are stretched, and
+    the error along the gradient of C counts as ``event`` says, `targets.pooled_loss`.
     """
     evenly = schedules.LogLinear(*settings.get("ratios", RATIOS[system]))
     denoiser = denoiser.with_schedule(evenly)
@@ -161,6 +162,8 @@ def denoising(
     ends = counts.double().cumsum(0) / counts.double().sum()
     stretch = denoiser.standardizer.stretch if settings.get("heights") else None
     each = None if stretch is None else lambda u: stretch(u) ** 2
+    asked, event, physical = settings.get("event"), EVENTS[system], denoiser.standardizer.inverse
+    functional = None if asked is None else lambda z: event.margin(physical(z))
 
     def loss(generator: torch.Generator) -> Tensor:
         on: dict[str, Any] = {"generator": generator, "device": generator.device}
@@ -179,7 +182,9 @@ def denoising(
         eps = noise.normal_like(x_0, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=eight_bits):
             if number or far is not None:
-                return targets.pooled_loss(denoiser, pool, x_0, t, eps, often, far, each)
+                return targets.pooled_loss(
+                    denoiser, pool, x_0, t, eps, often, far, each, functional, asked or 0.0
+                )
             return denoising_loss(denoiser, x_0, t, eps)
 
     return loss
