@@ -170,11 +170,17 @@ def test_drawing_what_is_far_more_often_leaves_the_mean_gradient(denoiser, gener
     assert float((without / error).square().mean()) > 2
 
 
-def test_components_count_as_asked_by_what_the_network_sees(denoiser, generator):
+@pytest.fixture
+def batch(generator):
+    """Return a pool, its first samples, their pseudo-time and their noise."""
     generator = generator()
     pool = torch.randn(16, 8, 2, generator=generator)
     x_0, t = pool[None, :4], torch.full((1, 1), 0.4)
-    eps = torch.randn(x_0.shape, generator=generator)
+    return pool, x_0, t, torch.randn(x_0.shape, generator=generator)
+
+
+def test_components_count_as_asked_by_what_the_network_sees(denoiser, batch):
+    pool, x_0, t, eps = batch
     usual = targets.pooled_loss(denoiser, pool, x_0, t, eps)
     alike = targets.pooled_loss(denoiser, pool, x_0, t, eps, each=lambda u: torch.full_like(u, 7.0))
     torch.testing.assert_close(alike, usual)  # weights are taken by their mean
@@ -187,11 +193,8 @@ def test_components_count_as_asked_by_what_the_network_sees(denoiser, generator)
     torch.testing.assert_close(first, (f - wanted).square()[u > 0].mean())
 
 
-def test_the_error_along_a_gradient_counts_as_asked(denoiser, generator):
-    generator = generator()
-    pool = torch.randn(16, 8, 2, generator=generator)
-    x_0, t = pool[None, :4], torch.full((1, 1), 0.4)
-    eps = torch.randn(x_0.shape, generator=generator)
+def test_the_error_along_a_gradient_counts_as_asked(denoiser, batch):
+    pool, x_0, t, eps = batch
     usual = targets.pooled_loss(denoiser, pool, x_0, t, eps)
     alpha, sigma = denoiser.levels(x_0, t)
     f, u, c, s = denoiser.output(alpha * x_0 + sigma * eps, alpha, sigma)
