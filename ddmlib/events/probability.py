@@ -47,6 +47,7 @@ def log_probability(
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
     pilot: int = 256,
+    fitted: bool = True,
     thin: int = 4,
     keep: float = 0.2,
     moves: int = 4,
@@ -85,6 +86,8 @@ def log_probability(
         whether fitted odds do better (see `odds`), and if so, twice as many how far to follow them:
         the cost of all is that of five or seven times so many paths.  "smc" looks in the end for
         paths that it overlooked, with as many of its results (see `trust`).
+    fitted : bool
+        Whether odds may be fitted at all.  They know less of an event's rare parts than C(x̂) does.
     thin : int
         Of "smc": where odds are fitted, a population has one in so many of its paths at the noise
         levels where little is decided.
@@ -165,7 +168,9 @@ def log_probability(
     first = 0
     if guidance is None:
         paths_before = 0 if method == "likelihood-ratio" else pilot
-        guidance, first = prepare(denoiser, constraint, grid, paths_before, chunk=chunk, **on)
+        guidance, first = prepare(
+            denoiser, constraint, grid, paths_before, fitted=fitted, chunk=chunk, **on
+        )
     evaluations = steps * (samples + first)
     products = evaluations * len(constraint.parts)
     unchecked = UNCHECKED if guidance.calibration is None else ""
@@ -241,6 +246,7 @@ def twisted_samples(
     ratios: tuple[float, float] | None = None,
     defensive: float = 0.1,
     pilot: int = 256,
+    fitted: bool = True,
     until: float = 0.0,
     renewals: Sequence[float] = (),
     guidance: EventGuidance | None = None,
@@ -260,7 +266,8 @@ def twisted_samples(
 
     Parameters
     ----------
-    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, guidance
+    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, fitted,
+    guidance
         As in `log_probability`.
     chunk, generator, device, dtype
         As in `log_probability`.
@@ -300,7 +307,7 @@ def twisted_samples(
     if guidance is None:
         # paths that then follow moment matching are picked by it: odds keep some that it loses
         guidance, _ = prepare(
-            denoiser, constraint, grid, pilot, fitted=until == 0, chunk=chunk, **on
+            denoiser, constraint, grid, pilot, fitted=fitted and until == 0, chunk=chunk, **on
         )
     settings: dict[str, Any] = {"defensive": defensive, "until": until, "event": constraint}
     done = paths.twisted(guidance, grid, each, runs, chunk=chunk, **settings, **on)
