@@ -69,6 +69,10 @@ def test_the_judge_sees_what_is_outside_and_what_is_distorted():
     enforced[..., 0] = enforced[..., 0].clamp(max=0.01)  # all inside, at the border
     assert judge.score(enforced)["total_variation"] > 0.9
     assert judge.score(draw[:2000])["inside"] < 0.99
+    assert judge.score(inside[:4000])["faint"] == pytest.approx(0.02, abs=1e-3)
+    fainter = inside[4000:6000][judge.event.margin(inside[4000:6000]) > judge.faint]
+    assert fresh["faint"] == pytest.approx(0.02, abs=0.015)
+    assert judge.score(fainter)["faint"] == 0
 
 
 def test_systems_are_those_of_the_truth():
@@ -184,6 +188,30 @@ def test_event_samples_with_a_network_for_low_noise_stand_beside_the_others(tmp_
     assert "event_samples.py lorenz63-low --number 16" in found["lorenz63-low"]["command"]
 
 
+def test_twisted_spikes_are_drawn_without_odds_and_with_them_where_asked(
+    tmp_path, monkeypatch, capsys
+):
+    out, real, seen = tmp_path / "event-samples.json", events.twisted_samples, []
+
+    def noted(*arguments, fitted, **settings):
+        seen.append(fitted)
+        return real(*arguments, fitted=fitted, **settings)
+
+    monkeypatch.setattr(events, "twisted_samples", noted)
+    rest = ["--small", "--out", str(out), "--parts"]
+    arguments = ["event_samples.py", "fitzhugh-nagumo", *rest, "twisted", "odds"]
+    monkeypatch.setattr("sys.argv", arguments)
+    event_samples.main()
+    entry = results.load(out)["fitzhugh-nagumo"]
+    assert seen == [False, True]
+    assert entry["twisted"]["fitted"] is False
+    assert "fitted" not in entry["odds"]
+    monkeypatch.setattr("sys.argv", ["event_samples.py", "lorenz63", *rest, "odds"])
+    with pytest.raises(SystemExit):
+        event_samples.main()
+    assert "twisted samples of lorenz63 are drawn with fitted odds" in capsys.readouterr().err
+
+
 def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
     tmp_path, monkeypatch, capsys
 ):
@@ -210,7 +238,7 @@ def test_event_samples_run_the_parts_that_are_wanted_and_keep_the_others(
     # after a move at the lowest level the states are still where they were, or nearly
     assert entry["levels"]["rows"][0]["total_variation"] < 1
     assert entry["guided"]["command"].endswith("--parts guided")
-    assert {entry[part]["bfloat16"] for part in event_samples.PARTS} == {None}
+    assert {entry[part]["bfloat16"] for part in event_samples.USUAL} == {None}
     # what is there is kept, and refused if asked for with other settings
     before = out.read_bytes()
     event_samples.main()

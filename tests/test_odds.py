@@ -190,6 +190,24 @@ def test_the_shares_of_a_linear_event_are_near_one(generator):
     assert float((done.slopes[0][felt] - 1).abs().mean()) < 0.25
 
 
+@pytest.mark.parametrize("fitted", [True, False])
+def test_odds_are_fitted_only_where_they_may_be(fitted, generator, monkeypatch):
+    """Where they are not, the estimate is as good on a half-space, and costs the pilot alone."""
+    made, real = [], odds.fit
+    monkeypatch.setattr(odds, "fit", lambda *a, **k: made.append(1) or real(*a, **k))
+    g, chain = generator(4), {"steps": 32, "ratios": (2e-3, 80.0), "fitted": fitted, **DOUBLE}
+    _, covariance = sampler_law(DENOISER, 32)
+    own = scipy.stats.norm.logsf(3 / math.sqrt(float(covariance[0, 0])))
+    found = events.log_probability(
+        DENOISER, PLANE, method="smc", samples=8192, runs=32, thin=1, generator=g, **chain
+    )
+    assert abs(found.log_probability - own) < 3 * found.standard_error < 0.5
+    assert found.evaluations == 32 * (8192 + (6 if fitted else 2) * 256)
+    x = events.twisted_samples(DENOISER, PLANE, 64, excess=2, generator=g, **chain)
+    assert bool(PLANE.holds(x).all())
+    assert len(made) == 2 * fitted
+
+
 def test_no_pilot_and_an_event_out_of_reach(generator):
     guidance, cost = odds.prepare(DENOISER, CIRCLE, GRID, 0, **on(generator()))
     assert cost == 0

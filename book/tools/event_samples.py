@@ -17,7 +17,9 @@ how well one evaluation tells C of them, beside the mean of as many others that 
 Where states are stretched by asinh, so is C for the guidance: the event is the same.  The
 pendulum's network makes sines and cosines; what is judged are angles.  The floors are those of
 other simulated trajectories of the same number.  "beyond" is the share above the last box of C,
-which one simulated trajectory in a thousand is.  Results go to book/results/event-samples.json
+which one simulated trajectory in a thousand is, "faint" the share below a C that one in fifty is
+below.  Twisted spikes are drawn without fitted odds, and with them where --parts has "odds".
+Results go to book/results/event-samples.json
 after every part; parts that were made with these settings and weights are kept.
 """
 
@@ -59,7 +61,8 @@ SYSTEMS = (
 )
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
-PARTS = ("steered", "twisted", "renewed", "guided", "levels", "resolution")
+PARTS = ("steered", "twisted", "renewed", "guided", "levels", "resolution", "odds")
+USUAL = PARTS[:-1]
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
@@ -119,16 +122,18 @@ class Judge:
         self.reference, self.other = reference[:half], reference[half:]
         self.margins = self.event.margin(self.reference)
         self.limits = 0.0, float(self.margins.quantile(0.999))
+        self.faint = float(self.margins.quantile(0.02))
         self.floor = self.score(self.other)
         self.floor_guided = self.score(self.other[:GUIDED])
 
     def score(self, x: Tensor) -> dict[str, Any]:
-        """Return the shares inside and beyond the boxes of C, and the total variations of C and of
-        each component."""
+        """Return the shares inside, faint and beyond the boxes of C, and the total variations of C
+        and of each component."""
         c, states = self.event.margin(x), self.reference.flatten(0, 1)
         limits = states.quantile(torch.tensor([0.001, 0.999]).to(states), 0).mT.tolist()
         return {
             "inside": round(float((c > 0).double().mean()), 5),
+            "faint": round(float((c < self.faint).double().mean()), 5),
             "beyond": round(float((c > self.limits[1]).double().mean()), 5),
             "total_variation": round(
                 metrics.total_variation(c, self.margins, bins=BINS, limits=self.limits), 5
@@ -162,7 +167,7 @@ def draws(
             generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
-    def weighted(until: float, generator: torch.Generator) -> Tensor:
+    def weighted(until: float, generator: torch.Generator, fitted: bool = fitted) -> Tensor:
         return events.twisted_samples(
             denoiser, event, number, excess=excess, **sampler, pilot=pilot, fitted=fitted,
             until=until, chunk=chunk, generator=generator,
@@ -183,6 +188,7 @@ def draws(
         "twisted": lambda: twisted()[0],
         "renewed": renewed,
         "guided": guided,
+        "odds": lambda: weighted(0.0, torch.Generator().manual_seed(6), True),
     }
 
 
@@ -248,7 +254,7 @@ def main() -> None:
     parser.add_argument("--excess", type=int, help="weighted paths for each sample")
     offer_bfloat16(parser)
     parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.excess is not None and options.excess < 1:
@@ -257,6 +263,8 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     small, start = options.small, time.perf_counter()
     system = options.system.removesuffix("-low")
+    if "odds" in options.parts and FITTED[system]:
+        parser.error(f"--parts odds: twisted samples of {system} are drawn with fitted odds")
     name, case = f"{system}-trajectories{options.system[len(system) :]}", CASES[system]
     number, pilot = (16, 16) if small else (options.number, PILOT)
     excess = options.excess or (2 if small else EXCESS[system])
@@ -267,7 +275,7 @@ def main() -> None:
     aim = for_guidance(system, EVENTS[system], -2.0 if small else AIM[system])
     flags = as_flag(options.bfloat16) + f" --number {number}" * (number != NUMBER)
     flags += f" --excess {options.excess}" * bool(options.excess)
-    flags += f" --parts {' '.join(options.parts)}" * (options.parts != PARTS)
+    flags += f" --parts {' '.join(options.parts)}" * (options.parts != USUAL)
     command = f"python book/tools/event_samples.py {options.system}{flags}"
     made_with = {
         **weights(name, small),
@@ -284,6 +292,7 @@ def main() -> None:
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
     made_by["twisted"] |= {"excess": excess}
+    made_by["odds"] |= {"excess": excess}
     made_by["renewed"] |= {"excess": excess, "renewals": renewals}
     if not FITTED[system]:
         made_by["twisted"] |= {"fitted": False}
