@@ -20,11 +20,11 @@ nothing, the odds are taken, at all lower levels too: where paths pass from one 
 their weights jump.  Far outside the event a Gaussian tail falls so fast that a path which comes
 back weighs more than all others together; the odds fall evenly.
 
-Odds know a part of the event only as well as the samples in it that they are fitted to.  Of spikes
-of FitzHugh-Nagumo cells one in forty is cut off by an end of the window, and its mean squares are
-those of no spike.  Fitted odds give it a few hundredths of what they give others where moment
-matching gives both the same, paths to it are dropped, and twisted samples lack it (chapter 09).
-Where C(x̂) shows such parts of the event early enough, ``fitted=False`` is better.
+Odds know a part of the event only as well as the samples in it that they are fitted to, a few
+hundred of a first population.  Of spikes of FitzHugh-Nagumo cells one in forty is cut off by an end
+of the window.  Few of these are among the samples, odds take the others for no spikes, paths to
+them are dropped, and twisted samples lack them (chapter 09).  Where C(x̂) shows such a part of the
+event early enough, ``fitted=False`` is better.
 
 The gradient of the odds says where to go, but no more reliably than the network's Jacobian does.  A
 second population, which follows it, shows how much of the rise that it promises comes true in each
