@@ -193,9 +193,9 @@ def test_twisted_spikes_are_drawn_without_odds_and_with_them_where_asked(
 ):
     out, real, seen = tmp_path / "event-samples.json", events.twisted_samples, []
 
-    def noted(*arguments, fitted, **settings):
-        seen.append(fitted)
-        return real(*arguments, fitted=fitted, **settings)
+    def noted(*arguments, **settings):
+        seen.append((settings.get("fitted"), settings.get("least")))
+        return real(*arguments, **settings)
 
     monkeypatch.setattr(events, "twisted_samples", noted)
     rest = ["--small", "--out", str(out), "--parts"]
@@ -203,8 +203,9 @@ def test_twisted_spikes_are_drawn_without_odds_and_with_them_where_asked(
     monkeypatch.setattr("sys.argv", arguments)
     event_samples.main()
     entry = results.load(out)["fitzhugh-nagumo"]
-    assert seen == [False, True]
+    assert seen == [(False, 0.5), (None, None)]
     assert entry["twisted"]["fitted"] is False
+    assert entry["twisted"]["least"] == 0.5
     assert "fitted" not in entry["odds"]
     monkeypatch.setattr("sys.argv", ["event_samples.py", "lorenz63", *rest, "odds"])
     with pytest.raises(SystemExit):

@@ -107,6 +107,8 @@ def test_odds_are_taken_from_one_level_on_and_not_where_guidance_is_exact(fitted
         assert cost == 5 * 256
         # the pilot's own guess may be forty times as much
         assert guidance.least == pytest.approx(0.05 * scipy.stats.norm.sf(3), rel=0.4)
+    more, _ = odds.prepare(DENOISER, PLANE, GRID, 256, least=0.5, **on(generator(3)))
+    assert more.least == pytest.approx(0.5 * scipy.stats.norm.sf(3), rel=0.4)
 
 
 def test_odds_lessen_the_scatter_and_leave_the_mean(generator):
@@ -215,6 +217,9 @@ def test_no_pilot_and_an_event_out_of_reach(generator):
     guidance, cost = odds.prepare(DENOISER, WALL, GRID, 16, fitted=False, **on(generator()))
     assert cost == 16
     assert type(guidance) is events.EventGuidance
+    usual = guidance.least
+    guidance, _ = odds.prepare(DENOISER, WALL, GRID, 16, fitted=False, least=0.5, **on(generator()))
+    assert guidance.least == pytest.approx(50 * usual)
     far = events.Constraint(lambda x: (x[..., 0] - 1e6).clamp(max=1.0), (2,))
     guidance, cost = odds.prepare(DENOISER, far, GRID, 16, **on(generator()))
     assert type(guidance) is events.EventGuidance
@@ -223,8 +228,10 @@ def test_no_pilot_and_an_event_out_of_reach(generator):
     assert odds.prepare(DENOISER, always, GRID, 16, **on(generator()))[1] == 16
 
 
-def test_bad_input_is_named(fitted):
+def test_bad_input_is_named(fitted, generator):
     guidance, found = fitted
+    with pytest.raises(ValueError, match="least must be positive"):
+        odds.prepare(DENOISER, WALL, GRID, 16, least=0.0, **on(generator()))
     with pytest.raises(ValueError, match="one noise level for all samples"):
         found.level(torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match="plain and inside must have one shape"):

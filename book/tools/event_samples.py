@@ -67,8 +67,8 @@ AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
 GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
 EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 8, "double-pendulum": 8}
-# whether odds may take the place of moment matching; those of spikes overlook what the window cuts
-FITTED = {"lorenz63": True, "fitzhugh-nagumo": False, "double-pendulum": True}
+# of twisted samples, in place of fitted odds: those of spikes overlook what the window cuts
+WITHOUT_ODDS: dict[str, dict[str, Any]] = {"fitzhugh-nagumo": {"fitted": False, "least": 0.5}}
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # sigma/alpha from which simulated trajectories in the event are made anew, one at a time
 LEVELS = {
@@ -154,7 +154,7 @@ def draws(
     sampler: dict[str, Any],
     pilot: int,
     excess: int,
-    fitted: bool,
+    twist: dict[str, Any],
     renewals: tuple[float, ...],
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
@@ -167,16 +167,16 @@ def draws(
             generator=torch.Generator().manual_seed(4),
         )  # fmt: skip
 
-    def weighted(until: float, generator: torch.Generator, fitted: bool = fitted) -> Tensor:
+    def weighted(until: float, generator: torch.Generator, **twist: Any) -> Tensor:
         return events.twisted_samples(
-            denoiser, event, number, excess=excess, **sampler, pilot=pilot, fitted=fitted,
-            until=until, chunk=chunk, generator=generator,
+            denoiser, event, number, excess=excess, **sampler, pilot=pilot, until=until,
+            chunk=chunk, generator=generator, **twist,
         )  # fmt: skip
 
     @functools.cache
     def twisted() -> tuple[Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(6)
-        return weighted(0.0, generator), generator
+        return weighted(0.0, generator, **twist), generator
 
     def renewed() -> Tensor:  # as `renewals` of `twisted_samples` does it
         x, generator = twisted()
@@ -188,7 +188,7 @@ def draws(
         "twisted": lambda: twisted()[0],
         "renewed": renewed,
         "guided": guided,
-        "odds": lambda: weighted(0.0, torch.Generator().manual_seed(6), True),
+        "odds": lambda: weighted(0.0, torch.Generator().manual_seed(6)),
     }
 
 
@@ -263,7 +263,8 @@ def main() -> None:
         parser.error("--small needs --out: its numbers mean nothing")
     small, start = options.small, time.perf_counter()
     system = options.system.removesuffix("-low")
-    if "odds" in options.parts and FITTED[system]:
+    twist = WITHOUT_ODDS.get(system, {})
+    if "odds" in options.parts and not twist:
         parser.error(f"--parts odds: twisted samples of {system} are drawn with fitted odds")
     name, case = f"{system}-trajectories{options.system[len(system) :]}", CASES[system]
     number, pilot = (16, 16) if small else (options.number, PILOT)
@@ -294,9 +295,8 @@ def main() -> None:
     made_by["twisted"] |= {"excess": excess}
     made_by["odds"] |= {"excess": excess}
     made_by["renewed"] |= {"excess": excess, "renewals": renewals}
-    if not FITTED[system]:
-        made_by["twisted"] |= {"fitted": False}
-        made_by["renewed"] |= {"fitted": False}
+    made_by["twisted"] |= twist
+    made_by["renewed"] |= twist
     for part in options.parts:
         if part in entry:
             results.same(
@@ -316,7 +316,7 @@ def main() -> None:
     judge = Judge(event, simulated(case, event, 2 * number, chunk, denoiser.device))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    drawn = draws(denoiser, aim, number, sampler, pilot, excess, FITTED[system], renewals)
+    drawn = draws(denoiser, aim, number, sampler, pilot, excess, twist, renewals)
     for part in wanted:
         if part == "levels":
             rows = made_anew(denoiser, system, for_network, judge, sampler)

@@ -43,13 +43,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ddmlib import noise
+from ddmlib import checks, noise
 from ddmlib.denoisers import Denoiser, diffuse
 from ddmlib.events import logistic
 from ddmlib.events.constraints import Event
 from ddmlib.events.estimates import mean_exp
 from ddmlib.events.guidance import Conditioned, EventGuidance
 from ddmlib.events.paths import levels, log_twist, systematic, twisted
+from ddmlib.events.pilot import SHARE as FIRST_SHARE
 from ddmlib.events.pilot import beyond_doubt, follow
 
 # nats by which fitted odds must be better, over as many samples as either kind has: held-out losses
@@ -166,6 +167,7 @@ def prepare(
     n: int,
     *,
     fitted: bool = True,
+    least: float | None = None,
     chunk: int | None = None,
     **on: Any,
 ) -> tuple[EventGuidance, int]:
@@ -181,15 +183,22 @@ def prepare(
         Paths of the pilot; 0: guidance by moment matching alone.
     fitted : bool
         Whether odds are fitted where they do better.
+    least : float, optional
+        Share of P(E) that is added to P(E | x_t); default: `SHARE` where odds may be fitted, else
+        that of `pilot`.
     chunk
         As in `probability.log_probability`.
     **on
         ``rule``, ``like`` and ``generator`` of `paths.twisted`.
     """
     guidance = EventGuidance(denoiser, constraint)
+    if least is not None:
+        checks.positive("least", least)
     if not n:
         return guidance, 0
     calibration, plain = follow(guidance, grid, n, chunk=chunk, **on)
+    if least is not None:  # before there are paths in the event the pilot's mean stands for P(E)
+        calibration = replace(calibration, least=calibration.least * least / FIRST_SHARE)
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
     if not fitted or calibration.inside == 1:  # in the latter case nothing is to be told apart
         return guidance, n
@@ -201,8 +210,9 @@ def prepare(
     inside = first.x_0.flatten(0, 1)[systematic(log_weights, generator, n)[0]]
     log_p = float(mean_exp(log_weights))
     # the pilot's mean of P(E | x_t) may hang on a path or two; now P(E) is known far better
-    least = max(SHARE * math.exp(log_p), sys.float_info.min)
-    calibration = replace(calibration, least=least)
+    share = SHARE if least is None else least
+    added = max(share * math.exp(log_p), sys.float_info.min)
+    calibration = replace(calibration, least=added)
     guidance = EventGuidance(denoiser, constraint, calibration=calibration)
     odds = fit(guidance, grid, plain, inside, log_p, chunk=chunk, generator=generator)
     if bool(odds.taken.any()):

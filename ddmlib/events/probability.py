@@ -48,6 +48,7 @@ def log_probability(
     defensive: float = 0.1,
     pilot: int = 256,
     fitted: bool = True,
+    least: float | None = None,
     thin: int = 4,
     keep: float = 0.2,
     moves: int = 4,
@@ -88,6 +89,9 @@ def log_probability(
         paths that it overlooked, with as many of its results (see `trust`).
     fitted : bool
         Whether odds may be fitted at all.  They know less of an event's rare parts than C(x̂) does.
+    least : float, optional
+        Share of P(E) added to P(E | x_t), for paths to what the latter overlooks; more of them then
+        end outside.  Default: 0.05, and without odds 0.01.
     thin : int
         Of "smc": where odds are fitted, a population has one in so many of its paths at the noise
         levels where little is decided.
@@ -169,7 +173,7 @@ def log_probability(
     if guidance is None:
         paths_before = 0 if method == "likelihood-ratio" else pilot
         guidance, first = prepare(
-            denoiser, constraint, grid, paths_before, fitted=fitted, chunk=chunk, **on
+            denoiser, constraint, grid, paths_before, fitted=fitted, least=least, chunk=chunk, **on
         )
     evaluations = steps * (samples + first)
     products = evaluations * len(constraint.parts)
@@ -247,6 +251,7 @@ def twisted_samples(
     defensive: float = 0.1,
     pilot: int = 256,
     fitted: bool = True,
+    least: float | None = None,
     until: float = 0.0,
     renewals: Sequence[float] = (),
     guidance: EventGuidance | None = None,
@@ -267,7 +272,7 @@ def twisted_samples(
     Parameters
     ----------
     denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, fitted,
-    guidance
+    least, guidance
         As in `log_probability`.
     chunk, generator, device, dtype
         As in `log_probability`.
@@ -306,10 +311,9 @@ def twisted_samples(
     below = EventGuidance(denoiser, constraint) if guidance is None else guidance
     if guidance is None:
         # paths that then follow moment matching are picked by it: odds keep some that it loses
-        guidance, _ = prepare(
-            denoiser, constraint, grid, pilot, fitted=fitted and until == 0, chunk=chunk, **on
-        )
-    settings: dict[str, Any] = {"defensive": defensive, "until": until, "event": constraint}
+        settings: dict[str, Any] = {"fitted": fitted and until == 0, "least": least}
+        guidance, _ = prepare(denoiser, constraint, grid, pilot, **settings, chunk=chunk, **on)
+    settings = {"defensive": defensive, "until": until, "event": constraint}
     done = paths.twisted(guidance, grid, each, runs, chunk=chunk, **settings, **on)
     log_weights = done.log_weights.reshape(1, -1)
     if not bool(torch.isfinite(log_weights).any()):
