@@ -75,6 +75,15 @@ def test_the_judge_sees_what_is_outside_and_what_is_distorted():
     assert judge.score(fainter)["faint"] == 0
 
 
+def test_finer_renewals_begin_at_a_level_of_the_sampler():
+    for system, made in event_samples.FINER.items():
+        assert system in event_samples.SYSTEMS
+        name = f"{system.removesuffix('-low')}-trajectories{'-low' * system.endswith('-low')}"
+        usual = plain_samples.sampler(name)
+        assert made["steps"] % usual["steps"] == 0
+        assert all(usual["ratios"][0] < r < usual["ratios"][1] for r in made["renewals"])
+
+
 def test_systems_are_those_of_the_truth():
     known = {name.removesuffix("-low") for name in event_samples.SYSTEMS}
     assert {*events_scan.SYSTEMS, *known} <= set(brute_force.CASES)

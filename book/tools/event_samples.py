@@ -85,6 +85,9 @@ RENEWALS: dict[str, tuple[float, ...]] = {
     "fitzhugh-nagumo": (8.0, 4.0),
     "double-pendulum": (8.0, 4.0),
 }
+# of two networks for spikes, which tell heights so well that the length of steps shows: one move by
+# steps of half the length
+FINER: dict[str, dict[str, Any]] = {"fitzhugh-nagumo-low": {"renewals": (4.0,), "steps": 224}}
 # C + level is a maximum of means of states; scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
 # how far inside the event guided paths aim, in C: the last step, which has no noise, ends a few
@@ -155,7 +158,7 @@ def draws(
     pilot: int,
     excess: int,
     twist: dict[str, Any],
-    renewals: tuple[float, ...],
+    renewal: dict[str, Any],
 ) -> dict[str, Callable[[], Tensor]]:
     """Return functions that draw trajectories given the event, standardised units, by name."""
     chunk = TOGETHER[denoiser.device.type]
@@ -180,8 +183,8 @@ def draws(
 
     def renewed() -> Tensor:  # as `renewals` of `twisted_samples` does it
         x, generator = twisted()
-        on = {"chunk": chunk, "generator": generator}
-        return events.renew(denoiser, event, x, renewals, **sampler, **on)[0]
+        on = {"chunk": chunk, "generator": generator} | sampler | renewal
+        return events.renew(denoiser, event, x, **on)[0]
 
     return {
         "steered": lambda: weighted(UNTIL, torch.Generator().manual_seed(6)),
@@ -289,12 +292,14 @@ def main() -> None:
         "aim": AIM[system],
     }
     entry = results.entry(options.out, options.system, made_with)
-    renewals = RENEWALS[system]
+    renewal = FINER.get(options.system, {"renewals": RENEWALS[system]})
+    if small:
+        renewal = {"renewals": renewal["renewals"]}
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
     made_by["twisted"] |= {"excess": excess}
     made_by["odds"] |= {"excess": excess}
-    made_by["renewed"] |= {"excess": excess, "renewals": renewals}
+    made_by["renewed"] |= {"excess": excess} | renewal
     made_by["twisted"] |= twist
     made_by["renewed"] |= twist
     for part in options.parts:
@@ -316,7 +321,7 @@ def main() -> None:
     judge = Judge(event, simulated(case, event, 2 * number, chunk, denoiser.device))
     keep("floor", judge.floor)
     keep("floor_guided", judge.floor_guided)
-    drawn = draws(denoiser, aim, number, sampler, pilot, excess, twist, renewals)
+    drawn = draws(denoiser, aim, number, sampler, pilot, excess, twist, renewal)
     for part in wanted:
         if part == "levels":
             rows = made_anew(denoiser, system, for_network, judge, sampler)
