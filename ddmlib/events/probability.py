@@ -271,8 +271,9 @@ def twisted_samples(
 
     Parameters
     ----------
-    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot, fitted,
-    least, guidance
+    denoiser, constraint, runs, steps, rule, spacing, ratios, defensive, pilot
+        As in `log_probability`.
+    fitted, least, guidance
         As in `log_probability`.
     chunk, generator, device, dtype
         As in `log_probability`.
