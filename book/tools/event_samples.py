@@ -19,8 +19,8 @@ pendulum's network makes sines and cosines; what is judged are angles.  The floo
 other simulated trajectories of the same number.  "beyond" is the share above the last box of C,
 which one simulated trajectory in a thousand is, "faint" the share below a C that one in fifty is
 below.  Twisted spikes are drawn without fitted odds, and with them where --parts has "odds".
-Results go to book/results/event-samples.json
-after every part; parts that were made with these settings and weights are kept.
+Results go to book/results/event-samples.json after every part; parts that were made with these
+settings and weights are kept.
 """
 
 import argparse
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--excess", type=int, help="weighted paths for each sample")
     offer_bfloat16(parser)
     parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, help="all but odds")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.excess is not None and options.excess < 1:
@@ -297,11 +297,9 @@ def main() -> None:
         renewal = {"renewals": renewal["renewals"]}
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
-    made_by["twisted"] |= {"excess": excess}
     made_by["odds"] |= {"excess": excess}
-    made_by["renewed"] |= {"excess": excess} | renewal
-    made_by["twisted"] |= twist
-    made_by["renewed"] |= twist
+    made_by["twisted"] |= {"excess": excess} | twist
+    made_by["renewed"] |= {"excess": excess} | renewal | twist
     for part in options.parts:
         if part in entry:
             results.same(
