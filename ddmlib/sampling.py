@@ -3,7 +3,7 @@ r"""Samplers: from noise to data along a grid of decreasing noise levels.
 `sample` starts from pure noise, `resample` from diffused states; `reverse` takes the steps, by the
 rules of `ddmlib.steps`: "ddim", "ddpm" (ancestral), "heun" or "multistep".  After each of them
 Langevin steps may correct the state at its new level (predictor and corrector, Song et al. 2021;
-Rozet & Louppe 2023).
+Rozet & Louppe 2023).  `smoothed` averages out what a network's errors have of chance in the end.
 """
 
 import math
@@ -292,3 +292,57 @@ def resample(
         x.shape, generator=generator, device=z.device, dtype=z.dtype
     )
     return reverse(denoiser, x, grid, method=method, eta=eta, clean=True, generator=generator)
+
+
+def smoothed(
+    denoiser: Denoiser,
+    z: Tensor,
+    *,
+    ratio: float,
+    draws: int = 4,
+    chunk: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Replace samples by the mean of what a denoiser makes of them with a little noise.
+
+    The last step of a sampler is one evaluation at one noisy sample, and where noise is low the
+    error of a network is mostly other with other noise.  The mean over many draws is free of that
+    part.  What they have in common stays, and nothing is learnt of what ``ratio`` would blur.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    z : Tensor of shape (*batch, d), or (*batch, length, d) for a denoiser of trajectories
+        Samples in standardised units.
+    ratio : float
+        sigma/alpha of the noise, small: samples move towards the mean as the exact denoiser does
+        there, those of a Gaussian by ratio² of their distance, in units of its variance.
+    draws : int
+        Of noise for each sample; each is used with both signs, so two evaluations.
+    chunk : int, optional
+        Samples denoised at once.
+    generator : torch.Generator, optional
+        Source of randomness.
+
+    Returns
+    -------
+    Tensor of the shape of ``z``
+
+    Raises
+    ------
+    ValueError
+        If z is not finite or holds no sample of the denoiser, or a number is out of range.
+    """
+    checks.last_axis("z", checks.finite("z", z), len(denoiser.standardizer.mean))
+    if z.ndim < denoiser.event + 1:
+        raise ValueError(f"z must be a batch of samples, got {tuple(z.shape)}")
+    checks.positive("ratio", ratio)
+    checks.count("draws", draws)
+    size = len(z) if chunk is None else checks.count("chunk", chunk)
+    alpha, total = torch.ones(1).to(z), torch.zeros_like(z)
+    for _ in range(draws):
+        eps = ratio * noise.normal_like(z, generator)
+        for x in (z + eps, z - eps):
+            parts = [denoiser.denoise(part, alpha, ratio * alpha) for part in x.split(size)]
+            total += torch.cat(parts)
+    return total / (2 * draws)

@@ -833,3 +833,54 @@ def test_eta_interpolates_between_the_samplers(draw, generator):
 def test_eta_is_refused(method, eta):
     with pytest.raises(ValueError, match="eta must lie"):
         sampling.sample(gaussian(), (3, 2), steps=3, method=method, eta=eta)
+
+
+def test_smoothing_moves_gaussian_samples_as_the_exact_mean_does(device, generator):
+    denoiser, r = gaussian(), 0.3
+    z = torch.randn(50, 2, dtype=torch.float64, generator=generator(1)).to(device)
+    gain = COVARIANCE @ torch.linalg.inv(COVARIANCE + r**2 * EYE)
+    for draws in (1, 3):  # noise of both signs cancels where a denoiser is affine
+        found = sampling.smoothed(denoiser, z, ratio=r, draws=draws, generator=generator(2)).cpu()
+        torch.testing.assert_close(found, MEAN + (z.cpu() - MEAN) @ gain.mT)
+
+
+class Rough(Denoiser):
+    """The identity, with an error that is other with other noise."""
+
+    def __init__(self, size):
+        self.schedule, self.size = schedules.Cosine(), size
+        self.standardizer = datasets.Standardizer.identity(2)
+
+    def denoise(self, x_t, alpha_t, sigma_t):
+        return x_t + self.size * torch.sin(1e5 * x_t)
+
+
+def test_smoothing_averages_the_errors_that_noise_decides(generator):
+    z = torch.randn(4000, 2, dtype=torch.float64, generator=generator(1))
+    errors = []
+    for draws in (1, 4, 16):
+        found = sampling.smoothed(Rough(0.1), z, ratio=0.01, draws=draws, generator=generator(2))
+        errors.append(float((found - z).std()))
+    once = 0.1 / 2**0.5  # of one evaluation
+    assert errors == pytest.approx([once / (2 * n) ** 0.5 for n in (1, 4, 16)], rel=0.05)
+    parts = sampling.smoothed(
+        Rough(0.1), z, ratio=0.01, draws=16, chunk=999, generator=generator(2)
+    )
+    torch.testing.assert_close(parts, found)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"ratio": 0.0}, "ratio"),
+        ({"ratio": float("nan")}, "ratio"),
+        ({"draws": 0}, "draws"),
+        ({"chunk": 0}, "chunk"),
+        ({"z": torch.zeros(3, 5)}, "z must"),
+        ({"z": torch.zeros(2)}, "z must be a batch"),
+        ({"z": torch.full((3, 2), float("inf"))}, "z"),
+    ],
+)
+def test_smoothing_refuses_what_it_cannot_use(change, match):
+    with pytest.raises(ValueError, match=match):
+        sampling.smoothed(gaussian(), **({"z": torch.zeros(3, 2), "ratio": 0.1} | change))
