@@ -75,13 +75,15 @@ def test_the_judge_sees_what_is_outside_and_what_is_distorted():
     assert judge.score(fainter)["faint"] == 0
 
 
-def test_finer_renewals_begin_at_a_level_of_the_sampler():
-    for system, made in event_samples.FINER.items():
-        assert system in event_samples.SYSTEMS
-        name = f"{system.removesuffix('-low')}-trajectories{'-low' * system.endswith('-low')}"
-        usual = plain_samples.sampler(name)
-        assert made["steps"] % usual["steps"] == 0
-        assert all(usual["ratios"][0] < r < usual["ratios"][1] for r in made["renewals"])
+def test_the_judge_knows_how_much_floors_scatter():
+    event = events.Constraint(lambda x: x[..., 0].amax(-1), (1, 1))
+    floors = []
+    for seed in range(40):
+        x = torch.randn(8000, 1, 1, generator=torch.Generator().manual_seed(seed)).abs()
+        floors.append(event_samples.Judge(event, x).floor)
+    seen = torch.tensor([floor["total_variation"] for floor in floors]).std()
+    said = torch.tensor([floor["scatter"] for floor in floors]).mean()
+    assert float(said) == pytest.approx(float(seen), rel=0.3)
 
 
 def test_systems_are_those_of_the_truth():

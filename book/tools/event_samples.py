@@ -10,14 +10,17 @@ The share inside the event, the total variation of the histogram of C, 128 bins,
 component of the states.  Guided samples follow moment matching all the way down; steered ones are
 weighted and resampled at high noise, and follow it alone from sigma/alpha = 1 on; twisted ones are
 weighted to the end; renewed ones are twisted ones that were made anew from a few noise levels
-(`events.renew`), so that they have less in common, and take little longer where both are asked for.
+(`events.renew`), so that they have less in common, and take little longer where both are asked for;
+smoothed ones are the mean of what the network makes of twisted ones with a little noise
+(`sampling.smoothed`), beside simulated ones so treated, which should stay what they are.
 Of guided and steered ones nothing is rejected or projected.  "levels" says where a network loses
 the law: simulated trajectories in the event are made anew from one noise level each; "resolution",
 how well one evaluation tells C of them, beside the mean of as many others that are simulated.
 Where states are stretched by asinh, so is C for the guidance: the event is the same.  The
 pendulum's network makes sines and cosines; what is judged are angles.  The floors are those of
-other simulated trajectories of the same number.  "beyond" is the share above the last box of C,
-which one simulated trajectory in a thousand is, "faint" the share below a C that one in fifty is
+other simulated trajectories of the same number; "scatter" is the standard deviation of the floor
+of C when all that are simulated are parted otherwise.  "beyond" is the share above the last box of
+C, which one simulated trajectory in a thousand is, "faint" the share below a C that one in fifty is
 below.  Twisted spikes are drawn without fitted odds, and with them where --parts has "odds".
 Results go to book/results/event-samples.json after every part; parts that were made with these
 settings and weights are kept.
@@ -35,6 +38,7 @@ import plain_samples
 import results
 import torch
 from brute_force import CASES, Case
+from judge import GUIDED, Judge
 from plain_samples import (
     BINS,
     EVENTS,
@@ -47,7 +51,7 @@ from plain_samples import (
 )
 from torch import Tensor
 
-from ddmlib import events, metrics, sampling, targets
+from ddmlib import events, sampling, targets
 from ddmlib.recipes import trajectories
 
 OUT = results.FOLDER / "event-samples.json"
@@ -61,14 +65,14 @@ SYSTEMS = (
 )
 FIRST_SEED = 30_000  # far from those of training, test data and brute force
 NUMBER, PILOT = 10**4, 256
-PARTS = ("steered", "twisted", "renewed", "guided", "levels", "resolution", "odds")
-USUAL = PARTS[:-1]
+PARTS = ("steered", "twisted", "renewed", "guided", "levels", "resolution", "odds", "smoothed")
+USUAL = PARTS[:-2]
 AT_ONCE = {"cpu": 2**10, "cuda": 2**15}  # long trajectories simulated at once
-GUIDED = 2048  # samples by moment matching alone: enough to see what it lacks
 # weighted paths for each sample
 EXCESS = {"lorenz63": 4, "fitzhugh-nagumo": 8, "double-pendulum": 8}
 # of twisted samples, in place of fitted odds: those of spikes overlook what the window cuts
 WITHOUT_ODDS: dict[str, dict[str, Any]] = {"fitzhugh-nagumo": {"fitted": False, "least": 0.5}}
+SMOOTHED = {"ratio": 0.04, "draws": 4}  # of twisted samples, `sampling.smoothed`
 UNTIL = 1.0  # sigma/alpha from which steered samples follow guidance alone
 # sigma/alpha from which simulated trajectories in the event are made anew, one at a time
 LEVELS = {
@@ -85,9 +89,6 @@ RENEWALS: dict[str, tuple[float, ...]] = {
     "fitzhugh-nagumo": (8.0, 4.0),
     "double-pendulum": (8.0, 4.0),
 }
-# of two networks for spikes, which tell heights so well that the length of steps shows: one move by
-# steps of half the length
-FINER: dict[str, dict[str, Any]] = {"fitzhugh-nagumo-low": {"renewals": (4.0,), "steps": 224}}
 # C + level is a maximum of means of states; scale: knee · std of their units, in C
 STRETCHED = {"fitzhugh-nagumo": (2.5, 0.86)}
 # how far inside the event guided paths aim, in C: the last step, which has no noise, ends a few
@@ -115,39 +116,6 @@ def simulated(
         x = x.unflatten(1, (case.windows, event.shape[0])).flatten(0, 1)
         found.append(x[event.holds(x)].cpu())
     return torch.cat(found)[:number]
-
-
-class Judge:
-    """Scores trajectories given an event, against simulated ones of the same number."""
-
-    def __init__(self, event: events.Constraint, reference: Tensor) -> None:
-        self.event, half = event, len(reference) // 2
-        self.reference, self.other = reference[:half], reference[half:]
-        self.margins = self.event.margin(self.reference)
-        self.limits = 0.0, float(self.margins.quantile(0.999))
-        self.faint = float(self.margins.quantile(0.02))
-        self.floor = self.score(self.other)
-        self.floor_guided = self.score(self.other[:GUIDED])
-
-    def score(self, x: Tensor) -> dict[str, Any]:
-        """Return the shares inside, faint and beyond the boxes of C, and the total variations of C
-        and of each component."""
-        c, states = self.event.margin(x), self.reference.flatten(0, 1)
-        limits = states.quantile(torch.tensor([0.001, 0.999]).to(states), 0).mT.tolist()
-        return {
-            "inside": round(float((c > 0).double().mean()), 5),
-            "faint": round(float((c < self.faint).double().mean()), 5),
-            "beyond": round(float((c > self.limits[1]).double().mean()), 5),
-            "total_variation": round(
-                metrics.total_variation(c, self.margins, bins=BINS, limits=self.limits), 5
-            ),
-            "states": [
-                round(metrics.total_variation(a, b, bins=BINS, limits=(low, high)), 5)
-                for a, b, (low, high) in zip(
-                    x.flatten(0, 1).unbind(-1), states.unbind(-1), limits, strict=True
-                )
-            ],
-        }
 
 
 def draws(
@@ -192,18 +160,29 @@ def draws(
         "renewed": renewed,
         "guided": guided,
         "odds": lambda: weighted(0.0, torch.Generator().manual_seed(6)),
+        "smoothed": lambda: smooth(denoiser, twisted()[0]),
     }
+
+
+def smooth(denoiser: Any, z: Tensor) -> Tensor:
+    """Return samples in standardised units without the part of the last error that is chance."""
+    on = {"chunk": TOGETHER[denoiser.device.type], "generator": torch.Generator().manual_seed(10)}
+    return sampling.smoothed(denoiser, z, **SMOOTHED, **on)
+
+
+def as_seen(denoiser: Any, system: str, x: Tensor) -> Tensor:
+    """Return simulated trajectories in the units of a network, on its device."""
+    x = x.float().to(denoiser.device)
+    return denoiser.standardizer(
+        trajectories.PENDULUM.on_circle(x) if system == "double-pendulum" else x
+    )
 
 
 def made_anew(
     denoiser: Any, system: str, event: events.Constraint, judge: Judge, sampler: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Score simulated trajectories in the event after a move from each of some noise levels."""
-    x = judge.other.float().to(denoiser.device)
-    z = denoiser.standardizer(
-        trajectories.PENDULUM.on_circle(x) if system == "double-pendulum" else x
-    )
-    rows = []
+    z, rows = as_seen(denoiser, system, judge.other), []
     for ratio in LEVELS[system]:
         moved, (taken,) = events.renew(
             denoiser, event, z, [ratio], **sampler, chunk=TOGETHER[denoiser.device.type],
@@ -223,10 +202,7 @@ def resolution(
     noisy one (`targets.pooled_means`): what so many of them know of C.
     """
     units = denoiser.standardizer
-    pool, z = (
-        units(trajectories.PENDULUM.on_circle(x) if system == "double-pendulum" else x)
-        for x in (v.float().to(denoiser.device) for v in (judge.reference, judge.other[:GUIDED]))
-    )
+    pool, z = (as_seen(denoiser, system, x) for x in (judge.reference, judge.other[:GUIDED]))
     c, one, rows = event.margin(units.inverse(z)), torch.ones(1, 1, 1).to(z), []
     generator = torch.Generator().manual_seed(9)
     for ratio in RESOLUTION:
@@ -257,7 +233,9 @@ def main() -> None:
     parser.add_argument("--excess", type=int, help="weighted paths for each sample")
     offer_bfloat16(parser)
     parser.add_argument("--number", type=int, default=NUMBER, help="of samples of each kind")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, help="all but odds")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=USUAL, help="all but the last two"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.excess is not None and options.excess < 1:
@@ -292,13 +270,12 @@ def main() -> None:
         "aim": AIM[system],
     }
     entry = results.entry(options.out, options.system, made_with)
-    renewal = FINER.get(options.system, {"renewals": RENEWALS[system]})
-    if small:
-        renewal = {"renewals": renewal["renewals"]}
+    renewal = {"renewals": RENEWALS[system]}
     made_by: dict[str, dict[str, Any]] = {part: {"bfloat16": options.bfloat16} for part in PARTS}
     made_by["steered"] |= {"excess": excess}
     made_by["odds"] |= {"excess": excess}
     made_by["twisted"] |= {"excess": excess} | twist
+    made_by["smoothed"] |= {"excess": excess} | twist | SMOOTHED
     made_by["renewed"] |= {"excess": excess} | renewal | twist
     for part in options.parts:
         if part in entry:
@@ -315,6 +292,9 @@ def main() -> None:
         results.save(results.load(options.out) | {options.system: entry}, options.out)
         print(f"{time.perf_counter() - start:.0f} s", part, json.dumps(value), flush=True)
 
+    def scored(z: Tensor) -> dict[str, Any]:
+        return judge.score(states(system, denoiser.standardizer.inverse(z).cpu()))
+
     chunk = 16 if small else AT_ONCE[denoiser.device.type]
     judge = Judge(event, simulated(case, event, 2 * number, chunk, denoiser.device))
     keep("floor", judge.floor)
@@ -329,8 +309,10 @@ def main() -> None:
             rows = resolution(denoiser, system, for_network, judge)
             keep(part, {"rows": rows} | made_by[part] | {"command": command})
             continue
-        x = denoiser.standardizer.inverse(drawn[part]()).cpu()
-        keep(part, judge.score(states(system, x)) | made_by[part] | {"command": command})
+        score = scored(drawn[part]())
+        if part == "smoothed":
+            score["simulated"] = scored(smooth(denoiser, as_seen(denoiser, system, judge.other)))
+        keep(part, score | made_by[part] | {"command": command})
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def network(name: str, small: bool = False, bfloat16: float | None = None) -> An
     """Return the denoiser that a tool is about: untrained if ``small``, and as the flag says.
 
     Weights for low noise come with those for all levels, which alone may have eight bits."""
+    torch.backends.cudnn.allow_tf32 = False  # ten bits, on a GPU, blur heights at low noise
     start = pretrained.RECIPES[name].start
     if start is None:
         denoiser = high = untrained(name) if small else pretrained.load(name)[0]
